@@ -1,0 +1,91 @@
+"""How many threads a step may use: the machine's cores, the user's setting."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from fusegraph.errors import OptionError
+from fusegraph.runtime.spmd_ir import MAX_THREADS
+
+DEFAULT_CAP = 64  # threads that are used without being asked for
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class _Setting:
+    """The thread count asked for (None: nobody has asked), and a number that changes with every change of it."""
+
+    count: int | None = None
+    from_environment = True
+    version = 0
+
+
+def check_threads(count: object, what: str = "the number of threads") -> int:
+    """`count` as an int. Raises OptionError if it is not an int from 1 to MAX_THREADS."""
+    if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= count.__index__() <= MAX_THREADS:
+        raise OptionError(f"{what} must be an int from 1 to {MAX_THREADS}, not {count!r}")
+    return count.__index__()
+
+
+@lru_cache(maxsize=1)
+def available_cores() -> int:
+    """Logical CPUs that this process may use: its affinity mask, and the CPU quota of its container. At least 1."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cpu_quota()
+    return max(1, min(cores, quota) if quota is not None else cores)
+
+
+def set_num_threads(count: int) -> None:
+    """Run compiled steps on exactly `count` threads, also if there are fewer cores.
+
+    Without this call (and without FUSEGRAPH_NUM_THREADS) a step chooses by timing between one thread and
+    `get_num_threads()`. Raises OptionError if `count` is not an int from 1 to 256.
+    """
+    _Setting.count = check_threads(count)
+    _Setting.version += 1
+
+
+def get_num_threads() -> int:
+    """Threads that compiled steps use at most: what was set, else FUSEGRAPH_NUM_THREADS, else the cores (at most 64).
+
+    Raises OptionError if FUSEGRAPH_NUM_THREADS is not a valid count.
+    """
+    asked = asked_threads()
+    return asked if asked is not None else min(available_cores(), DEFAULT_CAP)
+
+
+def asked_threads() -> int | None:
+    """The count that the user asked for by call or environment; None if steps may choose."""
+    if _Setting.count is not None:
+        return _Setting.count
+    return _environment_threads(os.environ.get("FUSEGRAPH_NUM_THREADS", ""))
+
+
+def setting_version() -> int:
+    """A number that changes whenever `set_num_threads` is called."""
+    return _Setting.version
+
+
+@lru_cache(maxsize=4)
+def _environment_threads(text: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    return check_threads(int(text) if text.isdecimal() else text, "FUSEGRAPH_NUM_THREADS")
+
+
+def _cpu_quota() -> int | None:
+    """Whole CPUs that the control group of this process grants (Linux containers), None without a limit."""
+    try:
+        if (_CGROUP / "cpu.max").exists():
+            quota, period = (_CGROUP / "cpu.max").read_text().split()
+        else:
+            quota = (_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (_CGROUP / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        if quota in ("max", "-1"):
+            return None
+        return max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
