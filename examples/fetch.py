@@ -13,6 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -83,7 +84,7 @@ def fetch(remote: Remote, folder: Path, *, timeout: float = 10.0) -> Path:
         try:
             return _download(url, remote, target, timeout)
         except (OSError, http.client.HTTPException, DataError) as error:  # URLError and timeouts are OSErrors
-            reasons.append(f"  {url}: {error}")
+            reasons.append(f"  {urlsplit(url).netloc or url}: {getattr(error, 'reason', None) or error}")
     raise DataError(f"{remote.name}: no mirror gave the right file\n" + "\n".join(reasons))
 
 

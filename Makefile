@@ -1,0 +1,62 @@
+# make mnist       train a network on handwritten digits and show what was fused
+# make sentiment   the same for sentences: positive or negative?
+# make test        the whole test suite           make lint    ruff and mypy
+# make bench       speed beside other frameworks  make clean   remove everything that was made here
+#
+# Needs Python >= 3.11, make and a package registry; all else goes into .venv. Options for an example:
+#   make mnist ARGS="--model lenet --data DIR"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.PHONY: mnist sentiment test lint bench wheel clean
+
+mnist: $(VENV)/.examples
+	$(BIN)/python -m examples.mnist $(ARGS)
+
+sentiment: $(VENV)/.examples
+	$(BIN)/python -m examples.sentiment $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# mypy resolves imports by folders, so it is shown the layout of an installation: fusegraph/ with passes/ and codegen/
+# inside. Its messages are turned back into paths of the checkout.
+lint: $(VENV)/.dev .typecheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy | sed -E 's,^\.typecheck/fusegraph/(passes|codegen)/,\1/,; s,^\.typecheck/,,'
+
+.PHONY: .typecheck
+.typecheck:
+	@rm -rf .typecheck && mkdir -p .typecheck/fusegraph
+	@ln -s $(CURDIR)/fusegraph/* $(CURDIR)/passes $(CURDIR)/codegen .typecheck/fusegraph/
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+# A stamp says which extras are installed, so that a second call starts at once; a change of pyproject.toml redoes it.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  f"fusegraph needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.examples: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[dev,examples]'
+	@touch $@ $(VENV)/.examples
+
+clean:
+	rm -rf $(VENV) .typecheck build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
