@@ -1,0 +1,14 @@
+"""fusegraph: a readable tensor compiler. Forward, backward and update, fused into one native call a step."""
+
+from __future__ import annotations
+
+from fusegraph import methods as _methods  # noqa: F401  (gives Tensor its methods)
+from fusegraph import autograd, functional, nn, optim
+from fusegraph.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled, value_and_grad
+from fusegraph.autograd import grad_of as grad
+from fusegraph.dtypes import bool_, float32, float64, int32, int64, uint8, uint32
+from fusegraph.ops import *  # noqa: F403
+from fusegraph.random import Generator, manual_seed
+from fusegraph.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
+
+__version__ = "0.1.0"

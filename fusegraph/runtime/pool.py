@@ -46,7 +46,7 @@ class _Job(ctypes.Structure):
     ]
 
 
-class _Jobs(dict):  # type: ignore[type-arg]
+class _Jobs(dict[int, int]):
     """Thread count -> address of the job record of one bound step. Made on first use: a call costs a look-up."""
 
     __slots__ = ("__weakref__", "_address", "_pool", "_records")
@@ -82,6 +82,8 @@ class Pool:
         self._lock = threading.Lock()
         self._bound: weakref.WeakSet[_Jobs] = weakref.WeakSet()
         self._closed = False
+        self._control: Arena
+        self._workers: list[threading.Thread]
         self._reset()
         _pools.add(self)
 
@@ -124,7 +126,7 @@ class Pool:
 
     def _reset(self) -> None:
         self._control = Arena(spmd_ir.CONTROL_BYTES)
-        self._workers: list[threading.Thread] = []
+        self._workers = []
         _INIT(self._code.address("fg_init"))(self._control.address)
 
     def _prepare(self, threads: int) -> int:

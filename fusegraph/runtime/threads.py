@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from fusegraph.errors import OptionError
 from fusegraph.runtime.spmd_ir import MAX_THREADS
@@ -13,12 +14,11 @@ DEFAULT_CAP = 64  # threads that are used without being asked for
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class _Setting:
-    """The thread count asked for (None: nobody has asked), and a number that changes with every change of it."""
+class ThreadSetting:
+    """The thread count asked for by call (None: nobody has asked), and a number that every such call changes."""
 
-    count: int | None = None
-    from_environment = True
-    version = 0
+    count: ClassVar[int | None] = None
+    version: ClassVar[int] = 0
 
 
 def check_threads(count: object, what: str = "the number of threads") -> int:
@@ -43,8 +43,8 @@ def set_num_threads(count: int) -> None:
     Without this call (and without FUSEGRAPH_NUM_THREADS) a step chooses by timing between one thread and
     `get_num_threads()`. Raises OptionError if `count` is not an int from 1 to 256.
     """
-    _Setting.count = check_threads(count)
-    _Setting.version += 1
+    ThreadSetting.count = check_threads(count)
+    ThreadSetting.version += 1
 
 
 def get_num_threads() -> int:
@@ -58,14 +58,9 @@ def get_num_threads() -> int:
 
 def asked_threads() -> int | None:
     """The count that the user asked for by call or environment; None if steps may choose."""
-    if _Setting.count is not None:
-        return _Setting.count
+    if ThreadSetting.count is not None:
+        return ThreadSetting.count
     return _environment_threads(os.environ.get("FUSEGRAPH_NUM_THREADS", ""))
-
-
-def setting_version() -> int:
-    """A number that changes whenever `set_num_threads` is called."""
-    return _Setting.version
 
 
 @lru_cache(maxsize=4)

@@ -1,8 +1,8 @@
 """Choice between one thread and all of them, by timing a step's own calls.
 
-With a busy neighbour, or a step too small to share, one thread beats two. The code of a step takes the thread count as an
-argument, so that the choice costs no compilation. It changes results only where generated code splits a sum by thread
-(sums of per-thread partial results round differently); who needs the same bits in every run sets the count with
+With a busy neighbour, or a step too small to share, one thread beats two. The code of a step takes the thread count as
+an argument, so that the choice costs no compilation. It changes results only where generated code splits a sum by
+thread (sums of per-thread partial results round differently); who needs the same bits in every run sets the count with
 `set_num_threads`, which switches the choice off.
 """
 
@@ -12,28 +12,29 @@ import time
 from statistics import median
 
 from fusegraph.runtime.pool import BoundStep
-from fusegraph.runtime.threads import asked_threads, get_num_threads, setting_version
+from fusegraph.runtime.threads import ThreadSetting, asked_threads, get_num_threads
 
 WARM_UP = 2  # calls before the first trial: page faults, cold caches
-TRIAL_CALLS = 5  # timed calls of each count in a trial
+BLOCK = 3  # calls in a row with one count; the first is not counted, because it may have to wake parked workers
+ROUNDS = 3  # blocks of each count in a trial
 SAMPLE_EVERY = 16  # after the trial one call of so many is timed
 RECHECK_SAMPLES = 64  # sampled calls until the next trial: about a thousand calls
 SLOW_SAMPLES = 3  # sampled calls in a row at twice the kept time that bring the next trial forward
-CLEAR_LEAD = 2.0  # a count whose best call beats the other's by this factor wins at once: long trials of long steps cost
+CLEAR_LEAD = 2.0  # lead that ends a trial after its first round: trials of long steps are expensive
 MARGIN = 0.95  # the count in use is left only for one that takes less than this share of its time
 
 
 class ThreadChoice:
     """A bound step that picks its thread count: `choice(table_ptr)`.
 
-    Calls are timed with all threads and with one alternately, then the better count is kept and tried again after about
-    1000 calls, or when calls take twice the time. `max_threads` limits the count (a step with less parallel work).
+    Blocks of calls with all threads and with one are timed alternately, then the better count is kept, and tried again
+    after about 1000 calls or when calls take twice the time. `max_threads` limits the count (little parallel work).
     """
 
     def __init__(self, step: BoundStep, max_threads: int | None = None) -> None:
         self._step = step
         self._max_threads = max_threads
-        self._version = -1
+        self._untimed = 0  # calls left until the next timed one
         self._restart()
 
     @property
@@ -43,38 +44,41 @@ class ThreadChoice:
 
     @property
     def fixed(self) -> bool:
-        """Whether the count was asked for by the user (or only one is possible), so that nothing is timed."""
+        """Whether the count was asked for by the user, or only one is possible: nothing is timed then."""
         return self._fixed
 
     def __call__(self, table_ptr: int) -> None:
         """Run the step once."""
-        if self._version != setting_version():
-            self._restart()
-        if self._untimed:
+        if self._untimed and self._version == ThreadSetting.version:
             self._untimed -= 1
             self._step(table_ptr, self._kept)
-        elif self._fixed:
-            self._untimed = 1 << 20
+            return
+        if self._version != ThreadSetting.version:
+            self._restart()
+        if self._fixed:
+            self._untimed = 1 << 30
             self._step(table_ptr, self._kept)
         else:
             self._timed_call(table_ptr)
 
     def _restart(self) -> None:
-        asked = asked_threads()
+        self._version = ThreadSetting.version
         limit = get_num_threads()
         self._most = self._kept = limit if self._max_threads is None else min(limit, self._max_threads)
-        self._fixed = asked is not None or self._most == 1
-        self._untimed = WARM_UP
-        self._version = setting_version()
+        self._fixed = asked_threads() is not None or self._most == 1
         self._begin_trial()
+        self._untimed = WARM_UP
 
     def _begin_trial(self) -> None:
         self._times: dict[int, list[float]] = {self._most: [], 1: []}
-        self._turn = self._most
+        self._trial_call = 0
         self._in_trial = True
+        self._untimed = 0
 
     def _timed_call(self, table_ptr: int) -> None:
-        count = self._turn if self._in_trial else self._kept
+        count = self._kept
+        if self._in_trial:
+            count = 1 if self._trial_call // BLOCK % 2 else self._most
         start = time.perf_counter()
         self._step(table_ptr, count)
         seconds = time.perf_counter() - start
@@ -84,9 +88,13 @@ class ThreadChoice:
             self._add_sample(seconds)
 
     def _add_to_trial(self, count: int, seconds: float) -> None:
-        self._times[count].append(seconds)
-        self._turn = self._most if count == 1 else 1
-        winner = self._winner()
+        times = self._times.get(count)
+        if times is None:  # another Python thread has begun a new trial with another limit
+            return
+        if self._trial_call % BLOCK:
+            times.append(seconds)
+        self._trial_call += 1
+        winner = self._winner() if self._trial_call % (2 * BLOCK) == 0 else 0
         if winner:
             self._kept = winner
             self._kept_seconds = median(self._times[winner])
@@ -96,14 +104,13 @@ class ThreadChoice:
             self._untimed = SAMPLE_EVERY - 1
 
     def _winner(self) -> int:
-        """The count to keep, 0 while the trial goes on."""
+        """The count to keep after a round, 0 if the trial must go on."""
         every, one = self._times[self._most], self._times[1]
-        if len(every) >= 2 and len(one) >= 2:  # two calls: the first after a change of count may wake parked workers
-            if min(every) * CLEAR_LEAD < min(one):
-                return self._most
-            if min(one) * CLEAR_LEAD < min(every):
-                return 1
-        if len(one) < TRIAL_CALLS or len(every) < TRIAL_CALLS:
+        if min(every) * CLEAR_LEAD < min(one):
+            return self._most
+        if min(one) * CLEAR_LEAD < min(every):
+            return 1
+        if self._trial_call < 2 * BLOCK * ROUNDS:
             return 0
         other = 1 if self._kept == self._most else self._most
         better = median(self._times[other]) < MARGIN * median(self._times[self._kept])
@@ -114,5 +121,4 @@ class ThreadChoice:
         self._samples_left -= 1
         self._slow = self._slow + 1 if seconds > 2 * self._kept_seconds else 0
         if self._slow >= SLOW_SAMPLES or self._samples_left <= 0:
-            self._untimed = 0
             self._begin_trial()

@@ -1,0 +1,177 @@
+"""Reductions: sums, means, extremes over axes; `dim` is an axis, several, or None for all, `keepdim` keeps them with size 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fusegraph.dtypes import bool_, float32, int64, is_float
+from fusegraph.errors import ShapeError
+from fusegraph.ir import emit
+from fusegraph.ops import elementwise as ew
+from fusegraph.tensor import Tensor, as_tensor, user_error
+
+Dims = int | Sequence[int] | None
+
+__all__ = ["all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "logsumexp", "max", "mean", "min", "norm", "prod",
+           "std", "sum", "var", "ValuesAndIndices"]
+
+
+class ValuesAndIndices(NamedTuple):
+    """What `max(dim)` and `min(dim)` give."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def resolve_dims(name: str, x: Tensor, dim: Dims) -> tuple[int, ...]:
+    """`dim` as axes counted from the front, in order. Raises ShapeError for one that does not exist, or stands twice."""
+    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    for axis in dims:
+        if not -x.ndim <= axis < x.ndim:
+            raise user_error(ShapeError, f"{name}: dim {axis} does not exist in a tensor of shape {list(x.shape)}"
+                             + (" (a 0-d tensor has no axis)" if not x.ndim else ""))
+    axes = tuple(sorted(axis % x.ndim for axis in dims))
+    if len(set(axes)) != len(axes):
+        raise user_error(ShapeError, f"{name}: dims {list(dims)} name an axis twice")
+    return axes
+
+
+def _reduce(name: str, x: Tensor, dim: Dims, keepdim: bool, op: str | None = None) -> Tensor:
+    axes = resolve_dims(name, x, dim)
+    out = emit.bind(op or name, x, axes=axes) if axes else x
+    return keep_dims(out, x, axes) if keepdim else out
+
+
+def keep_dims(out: Tensor, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """`out`, reduced from `x` over `axes`, with those axes put back with size 1."""
+    return emit.reshape(out, tuple(1 if i in axes else n for i, n in enumerate(x.shape)))  # type: ignore[no-any-return]
+
+
+def sum(x: Any, dim: Dims = None, keepdim: bool = False, dtype: Any = None) -> Tensor:  # noqa: A001
+    """The sum over `dim`; bools and small integers are added as int64."""
+    x = as_tensor(x)
+    if dtype is not None or not is_float(x.dtype):
+        x = ew.cast(x, dtype or int64)
+    return _reduce("sum", x, dim, keepdim)
+
+
+def mean(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The mean over `dim`."""
+    x = as_tensor(x)
+    x = x if is_float(x.dtype) else ew.cast(x, float32)
+    count = math.prod(x.shape[axis] for axis in resolve_dims("mean", x, dim))
+    return ew.mul(sum(x, dim, keepdim), 1.0 / count if count else float("nan"))
+
+
+def prod(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The product over `dim`."""
+    x = as_tensor(x)
+    return _reduce("prod", x if is_float(x.dtype) else ew.cast(x, int64), dim, keepdim)
+
+
+def var(x: Any, dim: Dims = None, correction: float = 1, keepdim: bool = False) -> Tensor:
+    """The variance over `dim`, divided by (count - correction)."""
+    x = as_tensor(x)
+    count = math.prod(x.shape[axis] for axis in resolve_dims("var", x, dim))
+    centred = ew.sub(x, mean(x, dim, True))
+    left = count - correction
+    return ew.mul(sum(ew.mul(centred, centred), dim, keepdim), 1.0 / left if left > 0 else float("nan"))
+
+
+def std(x: Any, dim: Dims = None, correction: float = 1, keepdim: bool = False) -> Tensor:
+    """The standard deviation over `dim`."""
+    return ew.sqrt(var(x, dim, correction, keepdim))
+
+
+def amax(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The largest over `dim`; equal ones share the gradient, as in PyTorch."""
+    return _shared_extreme("max", x, dim, keepdim)
+
+
+def amin(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The smallest over `dim`; equal ones share the gradient, as in PyTorch."""
+    return _shared_extreme("min", x, dim, keepdim)
+
+
+def _shared_extreme(op: str, x: Any, dim: Dims, keepdim: bool) -> Tensor:
+    """The value of the extreme; differentiable as the mean of all elements that equal it."""
+    x = as_tensor(x)
+    axes = resolve_dims(f"a{op}", x, dim)
+    plain = _reduce(f"a{op}", x.detach(), axes, True, op)
+    if not x.requires_grad:
+        return plain if keepdim else emit.reshape(plain, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+    mask = ew.eq(x.detach(), plain)
+    count = sum(ew.cast(mask, x.dtype), axes, True)
+    through = sum(ew.where(mask, ew.div(ew.sub(x, x.detach()), count), 0.0), axes, True)
+    out = ew.add(plain, through)
+    return out if keepdim else emit.reshape(out, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+
+def max(x: Any, dim: Any = None, keepdim: bool = False) -> Any:  # noqa: A001
+    """With `dim`: (values, indices), the first of equal ones. With another tensor: `maximum`. Else the largest of all."""
+    return _extreme("max", x, dim, keepdim)
+
+
+def min(x: Any, dim: Any = None, keepdim: bool = False) -> Any:  # noqa: A001
+    """With `dim`: (values, indices), the first of equal ones. With another tensor: `minimum`. Else the smallest of all."""
+    return _extreme("min", x, dim, keepdim)
+
+
+def _extreme(op: str, x: Any, dim: Any, keepdim: bool) -> Any:
+    x = as_tensor(x)
+    if dim is None:
+        return _shared_extreme(op, x, None, False)
+    if not isinstance(dim, int):
+        return ew.maximum(x, dim) if op == "max" else ew.minimum(x, dim)
+    if x.ndim == 0:
+        resolve_dims(op, x, dim)
+    return ValuesAndIndices(_reduce(op, x, dim, keepdim), _reduce(op, x, dim, keepdim, f"arg{op}"))
+
+
+def argmax(x: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The (int64) position of the first largest; over all elements when `dim` is None."""
+    return _reduce("argmax", as_tensor(x), dim, keepdim)
+
+
+def argmin(x: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The (int64) position of the first smallest; over all elements when `dim` is None."""
+    return _reduce("argmin", as_tensor(x), dim, keepdim)
+
+
+def any(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+    """Whether one element over `dim` is true."""
+    return _reduce("any", ew.cast(x, bool_), dim, keepdim, "max")
+
+
+def all(x: Any, dim: Dims = None, keepdim: bool = False) -> Tensor:  # noqa: A001
+    """Whether all elements over `dim` are true."""
+    return _reduce("all", ew.cast(x, bool_), dim, keepdim, "min")
+
+
+def count_nonzero(x: Any, dim: Dims = None) -> Tensor:
+    """How many elements over `dim` are not zero."""
+    return sum(ew.cast(x, bool_), dim)
+
+
+def logsumexp(x: Any, dim: Dims, keepdim: bool = False) -> Tensor:
+    """log(sum(exp(x))) over `dim`, without overflow; all -inf gives -inf."""
+    x = as_tensor(x)
+    axes = resolve_dims("logsumexp", x, dim)
+    top = _reduce("logsumexp", x.detach(), axes, True, "max")
+    top = ew.where(ew.isfinite(top), top, 0.0)
+    out = ew.add(ew.log(sum(ew.exp(ew.sub(x, top)), axes, True)), top)
+    return out if keepdim else emit.reshape(out, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+
+def norm(x: Any, p: float = 2, dim: Dims = None, keepdim: bool = False) -> Tensor:
+    """The p-norm over `dim` (p = 1, 2, inf, or any positive number)."""
+    x = as_tensor(x)
+    if p == 2:
+        return ew.sqrt(sum(ew.mul(x, x), dim, keepdim))
+    if p == float("inf"):
+        return amax(ew.abs(x), dim, keepdim)
+    if p == 1:
+        return sum(ew.abs(x), dim, keepdim)
+    return ew.pow(sum(ew.pow(ew.abs(x), p), dim, keepdim), 1.0 / p)

@@ -1,0 +1,122 @@
+"""Tracing: running a Python function on symbols, so that what it does becomes an op graph.
+
+While a trace is active every primitive becomes a node. A concrete tensor that the function touches (a parameter, a running
+statistic, a learning rate) is captured: it becomes an input that is read anew at each call. A captured tensor that the
+function assigns becomes an update: the step writes its new value in place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fusegraph.errors import TraceError
+from fusegraph.ir.graph import GraphBuilder, Node
+from fusegraph.ir.location import user_location
+
+if TYPE_CHECKING:
+    from fusegraph.tensor import Tensor
+
+
+class _Active(threading.local):
+    trace: Trace | None = None
+
+
+_active = _Active()
+
+
+def current_trace() -> Trace | None:
+    """The trace that is running in this thread."""
+    return _active.trace
+
+
+@dataclass
+class Captured:
+    """A concrete tensor that the traced function reads: its input node, and the value that it has by now."""
+
+    tensor: Tensor
+    input: Node
+    value: Tensor
+    assigned: bool = False
+
+
+@dataclass
+class Trace:
+    """One run of a function on symbols."""
+
+    builder: GraphBuilder = field(default_factory=GraphBuilder)
+    captured: dict[int, Captured] = field(default_factory=dict)
+    grads_before: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    consumed_grads: set[int] = field(default_factory=set)
+    closed: bool = False
+
+    def argument(self, name: str, tensor: Tensor) -> Tensor:
+        """A symbol for an argument of the traced function, of `tensor`'s shape and dtype."""
+        node = self.builder.input(name, tensor.shape, tensor.dtype)
+        symbol = tensor._symbol_type()._make(node, tensor.requires_grad, None, 0)
+        symbol._trace = self
+        return symbol
+
+    def lift(self, tensor: Tensor) -> Tensor:
+        """`tensor` as a symbol of this trace; a concrete one is captured."""
+        if isinstance(tensor._value, Node):
+            if tensor._trace is not self:
+                raise TraceError(
+                    f"a tensor of shape {list(tensor.shape)} from another (finished) trace is used at {user_location()}; "
+                    "a compiled function must return what is to be used outside of it")
+            return tensor
+        known = self.captured.get(id(tensor))
+        return known.value if known is not None else self._capture(tensor).value
+
+    def _capture(self, tensor: Tensor) -> Captured:
+        base = tensor.name or "captured"
+        taken = {node.name for node in self.builder.inputs}
+        name = base if base not in taken else next(f"{base}_{n}" for n in range(1, 10**6) if f"{base}_{n}" not in taken)
+        node = self.builder.input(name, tensor.shape, tensor.dtype)
+        captured = Captured(tensor, node, self._symbol(tensor, node))
+        self.captured[id(tensor)] = captured
+        return captured
+
+    def _symbol(self, tensor: Tensor, node: Node) -> Tensor:
+        symbol = tensor._symbol_type()._make(node, tensor.requires_grad, None, 0)
+        symbol._leaf, symbol._trace = tensor, self
+        return symbol
+
+    def assign(self, tensor: Tensor, value: Tensor) -> None:
+        """From now on captured `tensor` has the value of symbol `value`; the compiled step writes it in place."""
+        self.lift(tensor)
+        captured = self.captured[id(tensor)]
+        captured.value, captured.assigned = self._symbol(tensor, value._value), True
+
+    def set_grad(self, tensor: Tensor, value: Any) -> None:
+        """Called when `tensor.grad` of a captured leaf is about to be set: remembers what to put back if tracing fails."""
+        self.grads_before.setdefault(id(tensor), (tensor, tensor.grad))
+
+    def add(self, name: str, inputs: list[Tensor], params: Any) -> Node:
+        """A node for primitive `name`."""
+        return self.builder.add(name, [value._value for value in inputs], params, user_location())
+
+
+@contextmanager
+def tracing() -> Iterator[Trace]:
+    """A new trace, active inside."""
+    before, trace = _active.trace, Trace()
+    _active.trace = trace
+    try:
+        yield trace
+    finally:
+        _active.trace = before
+        trace.closed = True
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """No trace is active inside: for work on concrete values (building a new module, say) during a trace."""
+    before, _active.trace = _active.trace, None
+    try:
+        yield
+    finally:
+        _active.trace = before
