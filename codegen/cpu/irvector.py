@@ -278,6 +278,13 @@ class VectorOps:
             return larger
         return self.select(self.compare("uno", a, a), a, larger)
 
+    def any(self, mask: str) -> str:
+        """An i1 that tells whether the mask holds in any lane."""
+        if self.lanes == 1:
+            return mask
+        bits = self.fn.cast("bitcast", self.mask_type, mask, f"i{self.lanes}")
+        return self.fn.compare("ne", f"i{self.lanes}", bits, 0)
+
     # conversions
 
     def bitcast(self, value: str, element: str) -> str:
