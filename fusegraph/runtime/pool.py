@@ -31,7 +31,7 @@ _LAUNCH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _INIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-_loaded: dict[str, llvm.LoadedCode] = {}  # by parker; never unloaded, because worker threads run it
+_loaded: dict[str, llvm.LoadedCode] = {}  # by IR text; never unloaded: worker threads run it
 
 
 class _Job(ctypes.Structure):
@@ -204,13 +204,13 @@ def barrier_declares() -> tuple[str, ...]:
 
 
 def _launch_code(parker: spmd_ir.Parker, cache: DiskCache) -> llvm.LoadedCode:
-    if parker.name not in _loaded:
-        _loaded[parker.name] = llvm.load(_launch_object(parker, cache), spmd_ir.LAUNCH_SYMBOLS)
-    return _loaded[parker.name]
-
-
-def _launch_object(parker: spmd_ir.Parker, cache: DiskCache) -> bytes:
     text = spmd_ir.launch_text(llvm.target().arch, parker)
+    if text not in _loaded:
+        _loaded[text] = llvm.load(_launch_object(text, cache), spmd_ir.LAUNCH_SYMBOLS)
+    return _loaded[text]
+
+
+def _launch_object(text: str, cache: DiskCache) -> bytes:
     key = cache.key("pool", text)
     entry = cache.get(key)
     if entry is not None:
