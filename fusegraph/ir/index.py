@@ -1,0 +1,258 @@
+"""Index expressions: whole-number expressions over loop axes, kept in one normal form.
+
+    index = constant + sum of (coefficient * atom)        atom = an axis | index // n | index % n | the value of a scalar
+
+An axis carries its extent, so every expression has known bounds; that is what removes most divisions that reshapes bring in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Union
+
+if TYPE_CHECKING:
+    from fusegraph.ir.scalar import Expr
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop variable that runs over 0 .. extent - 1. The name is unique within a program."""
+
+    name: str
+    extent: int
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Div:
+    """index // divisor (rounded down)."""
+
+    index: Index
+    divisor: int
+
+
+@dataclass(frozen=True)
+class Mod:
+    """index % divisor (never negative)."""
+
+    index: Index
+    divisor: int
+
+
+@dataclass(frozen=True, eq=False)
+class Indirect:
+    """An index that is read at run time: the value of a scalar expression, kept inside of [0, extent) by clamping."""
+
+    value: Expr
+    extent: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Indirect) and other.value is self.value and other.extent == self.extent
+
+    def __hash__(self) -> int:
+        return hash((id(self.value), self.extent))
+
+
+Atom = Union[Axis, Div, Mod, Indirect]
+Substitution = Mapping[Axis, "Index"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """constant + sum of coefficient * atom, terms sorted, no zero coefficients."""
+
+    constant: int = 0
+    terms: tuple[tuple[Atom, int], ...] = ()
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def of(value: Index | Axis | int) -> Index:
+        """An index from an axis or a number. An axis of extent 1 is 0."""
+        if isinstance(value, Index):
+            return value
+        if isinstance(value, Axis):
+            return Index(0, ((value, 1),)) if value.extent != 1 else Index()
+        return Index(value)
+
+    @staticmethod
+    def from_terms(constant: int, terms: Mapping[Atom, int]) -> Index:
+        """The normal form of constant + sum of terms."""
+        kept = [(atom, c) for atom, c in terms.items() if c != 0]
+        return Index(constant, tuple(sorted(kept, key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
+
+    def __add__(self, other: Index | Axis | int) -> Index:
+        other = Index.of(other)
+        terms = dict(self.terms)
+        for atom, c in other.terms:
+            terms[atom] = terms.get(atom, 0) + c
+        return Index.from_terms(self.constant + other.constant, terms)
+
+    def __mul__(self, factor: int) -> Index:
+        return Index.from_terms(self.constant * factor, {atom: c * factor for atom, c in self.terms})
+
+    def __sub__(self, other: Index | Axis | int) -> Index:
+        return self + Index.of(other) * -1
+
+    def __floordiv__(self, divisor: int) -> Index:
+        """Rounded-down quotient; exact parts leave the division."""
+        if divisor == 1:
+            return self
+        whole, rest = self._split(divisor)
+        low, high = rest.bounds
+        if low // divisor == high // divisor:
+            return whole + low // divisor
+        shift = rest.constant // divisor
+        rest = Index(rest.constant - shift * divisor, rest.terms)
+        if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1 and isinstance(rest.terms[0][0], Div):
+            inner = rest.terms[0][0]
+            return whole + shift + inner.index // (inner.divisor * divisor)
+        return whole + shift + Index(0, ((Div(rest, divisor), 1),))
+
+    def __mod__(self, divisor: int) -> Index:
+        """Remainder in [0, divisor)."""
+        if divisor == 1:
+            return Index()
+        _, rest = self._split(divisor)
+        low, high = rest.bounds
+        if low // divisor == high // divisor:
+            return rest - (low // divisor) * divisor
+        rest = Index(rest.constant % divisor, rest.terms)
+        return Index(0, ((Mod(rest, divisor), 1),))
+
+    def _split(self, divisor: int) -> tuple[Index, Index]:
+        """(q, r) with self = q * divisor + r, every term of q whole."""
+        whole, rest = {}, {}
+        for atom, c in self.terms:
+            if c % divisor == 0:
+                whole[atom] = c // divisor
+            else:
+                rest[atom] = c
+        return Index.from_terms(0, whole), Index.from_terms(self.constant, rest)
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def bounds(self) -> tuple[int, int]:
+        """The smallest and the largest value that it can take (an axis of extent 0 counts as one point)."""
+        low = high = self.constant
+        for atom, c in self.terms:
+            a, b = _atom_bounds(atom)
+            low += min(c * a, c * b)
+            high += max(c * a, c * b)
+        return low, high
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it depends on nothing."""
+        return not self.terms
+
+    @property
+    def axis(self) -> Axis | None:
+        """The axis that it is exactly, or None."""
+        if self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1 and isinstance(self.terms[0][0], Axis):
+            return self.terms[0][0]
+        return None
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it is a constant plus multiples of axes."""
+        return all(isinstance(atom, Axis) for atom, _ in self.terms)
+
+    def coefficient(self, axis: Axis) -> int:
+        """The factor of `axis` among the plain terms."""
+        return dict(self.terms).get(axis, 0)
+
+    @cached_property
+    def axes(self) -> frozenset[Axis]:
+        """Every axis that it depends on, also inside of divisions and indirect values."""
+        found: set[Axis] = set()
+        for atom, _ in self.terms:
+            if isinstance(atom, Axis):
+                found.add(atom)
+            elif isinstance(atom, Indirect):
+                found |= atom.value.axes
+            else:
+                found |= atom.index.axes
+        return frozenset(found)
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def substitute(self, mapping: Substitution) -> Index:
+        """With axes replaced by index expressions (all at once), in normal form again."""
+        if not self.axes & mapping.keys():
+            return self
+        out = Index(self.constant)
+        for atom, c in self.terms:
+            out = out + _substitute_atom(atom, mapping) * c
+        return out
+
+    def __str__(self) -> str:
+        parts = [f"{_atom_text(atom)}" if c == 1 else f"{c}*{_atom_text(atom)}" for atom, c in self.terms]
+        if self.constant or not parts:
+            parts.append(str(self.constant))
+        return " + ".join(parts).replace("+ -", "- ")
+
+
+def _atom_key(atom: Atom) -> str:
+    return _atom_text(atom)
+
+
+def _atom_text(atom: Atom) -> str:
+    if isinstance(atom, Axis):
+        return atom.name
+    if isinstance(atom, Indirect):
+        return f"[{atom.value}]"
+    symbol = "//" if isinstance(atom, Div) else "%"
+    return f"(({atom.index}) {symbol} {atom.divisor})"
+
+
+def _atom_bounds(atom: Atom) -> tuple[int, int]:
+    if isinstance(atom, Axis):
+        return 0, max(atom.extent - 1, 0)
+    if isinstance(atom, Indirect):
+        return 0, max(atom.extent - 1, 0)
+    low, high = atom.index.bounds
+    if isinstance(atom, Div):
+        return low // atom.divisor, high // atom.divisor
+    return 0, atom.divisor - 1
+
+
+def _substitute_atom(atom: Atom, mapping: Substitution) -> Index:
+    if isinstance(atom, Axis):
+        return mapping.get(atom, Index.of(atom))
+    if isinstance(atom, Div):
+        return atom.index.substitute(mapping) // atom.divisor
+    if isinstance(atom, Mod):
+        return atom.index.substitute(mapping) % atom.divisor
+    return Index(0, ((Indirect(atom.value.substitute(mapping), atom.extent), 1),))
+
+
+def row_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Elements between neighbours along each axis, in C order."""
+    strides, step = [], 1
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+def flatten_index(index: Sequence[Index], shape: Sequence[int]) -> Index:
+    """The element's number in C order."""
+    flat = Index()
+    for part, stride in zip(index, row_strides(shape), strict=True):
+        flat = flat + part * stride
+    return flat
+
+
+def unflatten_index(flat: Index, shape: Sequence[int]) -> tuple[Index, ...]:
+    """The coordinates of element number `flat` in C order."""
+    parts = []
+    for axis, stride in enumerate(row_strides(shape)):
+        part = flat // stride if stride > 0 else Index()
+        parts.append(part % shape[axis] if axis and shape[axis] > 0 else part)
+    return tuple(parts)

@@ -1,0 +1,239 @@
+"""Scalar expressions: the body of a loop, a DAG of operations on single elements.
+
+Expressions are interned: equal ones are the same object, so common subexpressions are shared by construction.
+
+    op          args            attributes
+    const                       value
+    index                       Index (the value of an index expression, int64)
+    load                        Load(buffer, index, mask)
+    acc                         name of an accumulator that an earlier stage closed
+    inside                      Bounds (bool): every index of a mask lies within its limits
+    philox      key, counter    Index (the element's number): uint32 random bits
+    <primitive> operands        any map or zip of the table: add, exp, where, cast, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Union
+
+from fusegraph.dtypes import DType, bool_, int64, uint32
+from fusegraph.ir.index import Axis, Index
+
+
+@dataclass(frozen=True)
+class Bound:
+    """low <= index < high."""
+
+    index: Index
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low} <= {self.index} < {self.high}"
+
+
+@dataclass(frozen=True)
+class Divides:
+    """index is a multiple of divisor."""
+
+    index: Index
+    divisor: int
+
+    def __str__(self) -> str:
+        return f"{self.divisor} divides {self.index}"
+
+
+Condition = Union[Bound, Divides]
+Mask = tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Load:
+    """An element of `buffer` (a name) at `index`; where a condition of `mask` fails nothing is read and the value is 0."""
+
+    buffer: str
+    index: tuple[Index, ...]
+    mask: Mask = ()
+
+
+class Expr:
+    """One interned expression. Make it with the functions below; compare with `is`."""
+
+    __slots__ = ("op", "args", "dtype", "attribute", "__dict__", "__weakref__")
+
+    def __init__(self, op: str, args: tuple[Expr, ...], dtype: DType, attribute: Any) -> None:
+        self.op, self.args, self.dtype, self.attribute = op, args, dtype, attribute
+
+    @cached_property
+    def axes(self) -> frozenset[Axis]:
+        """Every axis that it depends on."""
+        found: frozenset[Axis] = frozenset().union(*(arg.axes for arg in self.args))
+        for index in self.indices():
+            found |= index.axes
+        return found
+
+    def indices(self) -> Iterator[Index]:
+        """The index expressions that stand in this node itself."""
+        if self.op == "load":
+            yield from self.attribute.index
+            yield from (condition.index for condition in self.attribute.mask)
+        elif self.op in ("index", "philox"):
+            yield self.attribute
+        elif self.op == "inside":
+            yield from (condition.index for condition in self.attribute)
+
+    def substitute(self, mapping: Mapping[Axis, Index]) -> Expr:
+        """With axes replaced by index expressions."""
+        return rewrite([self], lambda node, args: _substituted(node, args, mapping))[0]
+
+    def __str__(self) -> str:
+        if self.op == "const":
+            return f"{self.attribute!r}"
+        if self.op == "load":
+            inside = ", ".join(map(str, self.attribute.index))
+            return f"{self.attribute.buffer}[{inside}]" + ("?" if self.attribute.mask else "")
+        if self.op == "acc":
+            return str(self.attribute)
+        extra = [str(self.attribute)] if self.attribute is not None and self.op != "cast" else []
+        name = f"{self.op}_{self.dtype.name}" if self.op == "cast" else self.op
+        return f"{name}({', '.join([*map(str, self.args), *extra])})"
+
+    __repr__ = __str__
+
+
+_interned: dict[Any, Expr] = {}
+
+
+def make(op: str, args: Sequence[Expr], dtype: DType, attribute: Any = None) -> Expr:
+    """The expression `op(args)`."""
+    frozen = repr(attribute) if isinstance(attribute, float) else (type(attribute).__name__, attribute)
+    key = (op, tuple(map(id, args)), dtype.num, frozen)
+    found = _interned.get(key)
+    if found is None:
+        found = _interned[key] = Expr(op, tuple(args), dtype, attribute)
+    return found
+
+
+def clear_interned() -> None:
+    """Forget all expressions (between compilations, so that memory does not grow)."""
+    _interned.clear()
+
+
+def const(value: Any, dtype: DType) -> Expr:
+    """A constant."""
+    return make("const", (), dtype, dtype.type(value).item())
+
+
+def index_value(index: Index) -> Expr:
+    """The value of an index expression, as int64."""
+    return make("index", (), int64, index)
+
+
+def load(buffer: str, index: Sequence[Index], dtype: DType, mask: Mask = ()) -> Expr:
+    """An element of a buffer."""
+    return make("load", (), dtype, Load(buffer, tuple(index), mask))
+
+
+def acc(name: str, dtype: DType) -> Expr:
+    """The value of a closed accumulator."""
+    return make("acc", (), dtype, name)
+
+
+def inside(mask: Mask) -> Expr:
+    """Whether every condition of `mask` holds."""
+    return make("inside", (), bool_, mask)
+
+
+def philox(key: Expr, counter: Expr, element: Index) -> Expr:
+    """Random bits of element number `element`."""
+    return make("philox", (key, counter), uint32, element)
+
+
+def op(name: str, *args: Expr, dtype: DType | None = None) -> Expr:
+    """A map or zip of the table of primitives."""
+    return make(name, args, dtype or args[-1].dtype)
+
+
+def walk(roots: Sequence[Expr]) -> list[Expr]:
+    """Every expression below `roots` (also those inside of indirect indices), operands first. Without recursion."""
+    order: dict[Expr, None] = {}
+    for root in roots:
+        stack = [(root, iter(children(root)))]
+        while stack:
+            node, rest = stack[-1]
+            if node in order:
+                stack.pop()
+                continue
+            for child in rest:
+                if child not in order:
+                    stack.append((child, iter(children(child))))
+                    break
+            else:
+                order[node] = None
+                stack.pop()
+    return list(order)
+
+
+def children(node: Expr) -> list[Expr]:
+    """Operands, and the expressions inside of indirect indices."""
+    found = list(node.args)
+    for index in node.indices():
+        found += indirect_values(index)
+    return found
+
+
+def indirect_values(index: Index) -> list[Expr]:
+    """The scalar expressions that an index reads."""
+    from fusegraph.ir.index import Div, Indirect, Mod
+
+    found: list[Expr] = []
+    for atom, _ in index.terms:
+        if isinstance(atom, Indirect):
+            found.append(atom.value)
+        elif isinstance(atom, (Div, Mod)):
+            found += indirect_values(atom.index)
+    return found
+
+
+def rewrite(roots: Sequence[Expr], function: Any) -> list[Expr]:
+    """Rebuild `roots` from below: `function(node, new_args)` gives each node's replacement."""
+    new: dict[Expr, Expr] = {}
+    for node in walk(roots):
+        new[node] = function(node, tuple(new[arg] for arg in node.args))
+    return [new[root] for root in roots]
+
+
+def _substituted(node: Expr, args: tuple[Expr, ...], mapping: Mapping[Axis, Index]) -> Expr:
+    attribute = node.attribute
+    if node.op == "load":
+        attribute = Load(attribute.buffer, tuple(i.substitute(mapping) for i in attribute.index), _mask(attribute.mask, mapping))
+    elif node.op in ("index", "philox"):
+        attribute = attribute.substitute(mapping)
+    elif node.op == "inside":
+        attribute = _mask(attribute, mapping)
+    return make(node.op, args, node.dtype, attribute)
+
+
+def _mask(mask: Mask, mapping: Mapping[Axis, Index]) -> Mask:
+    out: list[Condition] = []
+    for condition in mask:
+        index = condition.index.substitute(mapping)
+        out.append(Bound(index, condition.low, condition.high) if isinstance(condition, Bound) else Divides(index, condition.divisor))
+    return simplify_mask(tuple(out))
+
+
+def simplify_mask(mask: Mask) -> Mask:
+    """Without conditions that always hold, each once."""
+    kept: dict[Condition, None] = {}
+    for condition in mask:
+        low, high = condition.index.bounds
+        if isinstance(condition, Bound):
+            always = condition.low <= low and high < condition.high
+        else:
+            always = (condition.index % condition.divisor) == Index()
+        if not always:
+            kept[condition] = None
+    return tuple(kept)
