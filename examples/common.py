@@ -124,7 +124,7 @@ def show(history: History, what: str, facts: dict[str, str]) -> None:
     console.print(summary)
 
 
-def show_fusion(step: Callable[..., Any], dump: Path | None) -> None:
+def show_fusion(step: Any, dump: Path | None) -> None:
     """Print which kernels the compiled step consists of, and write all its stages to `dump`."""
     if not hasattr(step, "explain"):
         console.print("nothing was fused: --eager runs every operation by itself")

