@@ -25,11 +25,18 @@ sentiment: $(VENV)/.examples
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
+lint: ruff format-check types
+
+.PHONY: ruff format-check types
+ruff: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+format-check: $(VENV)/.dev
+	$(BIN)/ruff format --check --quiet .
+
 # mypy resolves imports by folders, so it is shown the layout of an installation: fusegraph/ with passes/ and codegen/
 # inside. Its messages are turned back into paths of the checkout.
-lint: $(VENV)/.dev .typecheck
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+types: $(VENV)/.dev .typecheck
 	$(BIN)/python -m mypy | sed -E 's,^\.typecheck/fusegraph/(passes|codegen)/,\1/,; s,^\.typecheck/,,'
 
 .PHONY: .typecheck
