@@ -106,7 +106,7 @@ def test_an_object_that_is_damaged_or_lacks_a_symbol_is_a_compiler_error():
     for data, symbols in ((b"", ["square"]), (b"junk", ["square"]), (code[:100], ["square"]), (code, ["cube"])):
         with pytest.raises(CompilerError, match="cannot load object code"):
             llvm.load(data, symbols)
-    undefined = "declare void @fg_no_such_function()\ndefine void @f() {\n  call void @fg_no_such_function()\n  ret void\n}"
+    undefined = "declare void @fg_missing()\ndefine void @f() {\n  call void @fg_missing()\n  ret void\n}"
     with pytest.raises(CompilerError, match="cannot load object code"):
         llvm.load(llvm.compile_ir(undefined), ["f"])
 

@@ -121,7 +121,8 @@ def test_aligned_empty_takes_an_int_and_refuses_nonsense():
 def test_arena_is_zeroed_and_aligned(nbytes, align):
     arena = Arena(nbytes)
     assert arena.address % align == 0 and arena.nbytes == nbytes
-    assert not arena.view(0, (nbytes,), np.uint8).any()
+    view = arena.view(0, (nbytes,), np.uint8)
+    assert view.shape == (nbytes,) and not view.any()
 
 
 def test_arena_views_share_its_bytes_and_keep_it_alive():

@@ -312,9 +312,8 @@ def marks(nt):
 
 def run_script(body: str, cache: str) -> str:
     environment = {**os.environ, "FUSEGRAPH_CACHE_DIR": cache}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT + body], env=environment, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-W", "error", "-c", SCRIPT + body]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
