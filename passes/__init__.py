@@ -1,0 +1,62 @@
+"""Graph -> graph passes, and the order in which they run.
+
+Each pass is one file with one idea. `run_pipeline` repeats them until none changes the graph: what one of them finds
+makes room for another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from fusegraph.errors import OptionError
+from fusegraph.ir.graph import Graph
+from fusegraph.ir.verify import verify as verify_graph
+from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
+from fusegraph.passes.cse import CSE
+from fusegraph.passes.dce import DCE
+from fusegraph.passes.simplify import SIMPLIFY
+
+__all__ = ["PIPELINE", "Pass", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
+
+PIPELINE: tuple[Pass, ...] = (SIMPLIFY, CSE, DCE)
+
+# Rounds over all passes. Traced training steps settle in two to four; the bound is for rules that work on long chains.
+MAX_ROUNDS = 12
+
+
+def run_pipeline(graph: Graph, disable: Iterable[str] = (), record: list[tuple[str, Graph]] | None = None, *,
+                 exact: bool = False, verify: bool | None = None) -> Graph:
+    """`graph` after all passes.
+
+    disable: names of passes to leave out. record: gets (pass name, graph) for every pass that changed something, in
+    order. exact: leave out the passes that change rounding. verify: check every intermediate graph (default: when the
+    environment variable FUSEGRAPH_VERIFY is 1). Raises OptionError for an unknown name in `disable`.
+    """
+    checked = os.environ.get("FUSEGRAPH_VERIFY") == "1" if verify is None else verify
+    chosen = [step for step in PIPELINE if step.name not in _known(disable) and (step.exact or not exact)]
+    settled: dict[str, Graph] = {}
+    for _ in range(MAX_ROUNDS):
+        before = graph
+        for step in chosen:
+            if settled.get(step.name) is graph:
+                continue
+            after = step(graph)
+            if after is graph:
+                settled[step.name] = graph
+                continue
+            graph = verify_graph(after) if checked else after
+            if record is not None:
+                record.append((step.name, graph))
+        if graph is before:
+            break
+    return graph
+
+
+def _known(names: Iterable[str]) -> set[str]:
+    wanted = {names} if isinstance(names, str) else set(names)
+    names_of_all = [step.name for step in PIPELINE]
+    for name in sorted(wanted):
+        if name not in names_of_all:
+            raise OptionError(f"no pass is called {name!r}; the passes are {', '.join(names_of_all)}")
+    return wanted

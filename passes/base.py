@@ -1,0 +1,205 @@
+"""What a pass is, and how graphs are rebuilt.
+
+A pass is a pure function, graph in and graph out, with a name by which it can be switched off. Most passes are a table
+of rules, each for the primitives that it starts from:
+
+    RULES = Rules()
+
+    @RULES.on("neg")
+    def double_negation(build, node, inputs):
+        \"\"\"-(-x) -> x\"\"\"
+        return inputs[0].inputs[0] if inputs[0].op == "neg" else None
+
+A rule sees a node whose inputs are rewritten already, and gives the node to use in its place, or None. It makes new
+nodes with `build.add`, or with the functions of `fusegraph.ir.emit` on `build.value(node)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusegraph.dtypes import DType
+from fusegraph.errors import CompilerError
+from fusegraph.ir.graph import Graph, GraphBuilder, Node, freeze_params
+from fusegraph.ir.location import NOWHERE, Location
+from fusegraph.ir.primitives import PRIMITIVES
+
+Shape = tuple[int, ...]
+Rule = Callable[["RewriteBuilder", Node, "tuple[Node, ...]"], "Node | Value | None"]
+
+# How often the rules may fire one after another on one node before that is taken for a loop between two rules.
+_FIRE_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named graph -> graph function. `exact`: the results keep every bit (but for the sign of a NaN)."""
+
+    name: str
+    run: Callable[[Graph], Graph]
+    exact: bool = True
+
+    def __call__(self, graph: Graph) -> Graph:
+        """The rewritten graph; `graph` is left as it is."""
+        return self.run(graph)
+
+
+class Value:
+    """A node of a graph that is being rebuilt, as an operand of the functions in `fusegraph.ir.emit`."""
+
+    __slots__ = ("build", "node")
+
+    def __init__(self, build: RewriteBuilder, node: Node) -> None:
+        self.build = build
+        self.node = node
+
+    @property
+    def shape(self) -> Shape:
+        """The node's shape."""
+        return self.node.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The node's element type."""
+        return self.node.dtype
+
+    def __fg_bind__(self, name: str, inputs: Sequence[Any], params: Mapping[str, Any]) -> Value:
+        """Add primitive `name` of `inputs` to the graph."""
+        return Value(self.build, self.build.add(name, [value.node for value in inputs], params))
+
+
+@dataclass
+class RewriteBuilder(GraphBuilder):
+    """A builder that takes over unchanged nodes of another graph as they are (nodes are immutable).
+
+    `location` is where new nodes belong to when nothing else is said; `uses` counts the readers that a rewritten node
+    had in the graph that is being rewritten (a result counts as one).
+    """
+
+    location: Location = NOWHERE
+    uses: dict[Node, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None,
+            location: Location = NOWHERE) -> Node:
+        """The node `op(inputs, **params)`, at the place of the node that is being rewritten."""
+        return super().add(op, inputs, params, location if location != NOWHERE else self.location)
+
+    def copy(self, node: Node, inputs: tuple[Node, ...]) -> Node:
+        """`node` with other inputs of the same shapes and dtypes; the one that is known already if there is one."""
+        key = (node.op, tuple(map(id, inputs)), freeze_params(node.params))
+        known = self._known.get(key)
+        if known is None:
+            known = node
+            if any(new is not old for new, old in zip(inputs, node.inputs)):
+                known = Node(node.op, inputs, node.params, node.shape, node.dtype, node.location, node.name)
+            self._known[key] = known
+            self.nodes.append(known)
+        return known
+
+    def value(self, node: Node) -> Value:
+        """`node` as an operand of the functions in `fusegraph.ir.emit`."""
+        return Value(self, node)
+
+
+def rewrite(graph: Graph, rule: Rule) -> Graph:
+    """`graph` with `rule` applied to every node, producers first, until it gives None.
+
+    The result is `graph` itself when nothing changed.
+    """
+    build = RewriteBuilder(list(graph.inputs), list(graph.inputs))
+    new: dict[Node, Node] = {node: node for node in graph.inputs}
+    count = _count_uses(graph)
+    for node in graph.inputs:
+        build.uses[node] += count[node]
+    for node in graph.nodes:
+        if node.op != "input":
+            build.location = node.location
+            new[node] = result = _apply(build, rule, build.copy(node, tuple([new[value] for value in node.inputs])))
+            build.uses[result] += count[node]
+    if all(new[node] is node for node in graph.results):
+        return graph
+    updates = [(old, new[value]) for old, value in graph.updates]
+    return build.finish([new[node] for node in graph.outputs], updates, graph.name)
+
+
+def _count_uses(graph: Graph) -> dict[Node, int]:
+    count = dict.fromkeys(graph.nodes, 0)
+    for node in graph.nodes:
+        for value in node.inputs:
+            count[value] += 1
+    for node in graph.results:
+        count[node] += 1
+    return count
+
+
+def _apply(build: RewriteBuilder, rule: Rule, node: Node) -> Node:
+    for _ in range(_FIRE_LIMIT):
+        found = rule(build, node, node.inputs)
+        if found is None or found is node:
+            return node
+        result = found.node if isinstance(found, Value) else found
+        if (result.shape, result.dtype) != (node.shape, node.dtype):
+            raise CompilerError(f"a rewrite of {node!r} gave {result!r}, which has another type")
+        node = result
+    raise CompilerError(f"rewrites of {node!r} do not come to an end")
+
+
+class Rules:
+    """A table of rules by the primitives that they start from; called like one rule, the first that fits wins."""
+
+    def __init__(self, *parts: Rules) -> None:
+        self.table: dict[str, list[Rule]] = defaultdict(list)
+        for part in parts:
+            for op, rules in part.table.items():
+                self.table[op] += rules
+
+    def on(self, *ops: str, kind: str | None = None) -> Callable[[Rule], Rule]:
+        """Register a rule for primitives `ops`, and for all of `kind`."""
+        names = [*ops, *(name for name, primitive in PRIMITIVES.items() if primitive.kind == kind)]
+
+        def register(rule: Rule) -> Rule:
+            for name in names:
+                self.table[name].append(rule)
+            return rule
+        return register
+
+    def __call__(self, build: RewriteBuilder, node: Node, inputs: tuple[Node, ...]) -> Node | Value | None:
+        for rule in self.table.get(node.op, ()):
+            found = rule(build, node, inputs)
+            if found is not None:
+                return found
+        return None
+
+
+# -- what rules look at -----------------------------------------------------------------------------------------------
+
+def without_expand(node: Node) -> Node:
+    """What `node` repeats: the operand of an expand, else the node itself."""
+    return node.inputs[0] if node.op == "expand" else node
+
+
+def constant_value(node: Node) -> Any:
+    """The Python number that all elements of `node` are known to be, or None."""
+    source = without_expand(node)
+    return source.params["value"] if source.op == "constant" else None
+
+
+def is_constant(node: Node, value: float) -> bool:
+    """Whether all elements of `node` are known to equal `value` (0.0 and -0.0 are told apart)."""
+    found = constant_value(node)
+    return found is not None and found == value and math.copysign(1, found) == math.copysign(1, value)
+
+
+def scalar_of(node: Node) -> Node | None:
+    """The 0-d node that `node` repeats (or that it is), or None."""
+    source = without_expand(node)
+    return source if source.shape == () else None
+
+
+def element_count(extents: Iterable[int]) -> int:
+    """The product of `extents`."""
+    return math.prod(extents)
