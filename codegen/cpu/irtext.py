@@ -42,6 +42,8 @@ FAST_MATH = "contract nsz arcp reassoc"
 
 Operand = str | int
 
+_UNLIKELY = ', !prof !{!"branch_weights", i32 1, i32 2000}'
+
 _ELEMENT_BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1, "ptr": 8, "half": 2}
 
 
@@ -299,15 +301,17 @@ class FunctionBuilder:
         ]
 
     @contextlib.contextmanager
-    def if_(self, condition: Operand, merged: Sequence[tuple[str, Operand]] = ()) -> Iterator[Branch]:
-        """Run the body when the i1 ``condition`` holds.
+    def if_(
+        self, condition: Operand, merged: Sequence[tuple[str, Operand]] = (), *, unlikely: bool = False
+    ) -> Iterator[Branch]:
+        """Run the body when the i1 ``condition`` holds; ``unlikely`` keeps its spills out of the straight path.
 
         ``merged`` are (type, value if not taken) pairs; the body calls ``branch.give(...)`` with the values if taken,
         and ``branch.results`` names the merged ones afterwards.
         """
         then, end = self.fresh_label("then"), self.fresh_label("end")
         before = self.block
-        self.emit(f"br i1 {condition}, label %{then}, label %{end}")
+        self.emit(f"br i1 {condition}, label %{then}, label %{end}" + (_UNLIKELY if unlikely else ""))
         branch = Branch(self, [type_ for type_, _ in merged], (then, end, end))
         with branch.then():
             yield branch
