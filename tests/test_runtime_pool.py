@@ -1,10 +1,7 @@
-"""Worker threads: barriers, launches, fork, many callers, more threads than cores, the end of the process."""
+"""Worker threads: barriers, launches, parking, many callers, more threads than cores."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +10,12 @@ import numpy as np
 import pytest
 
 from fusegraph.errors import FusegraphError, OptionError
-from fusegraph.runtime import llvm, pool, spmd_ir, threads, threads_choice
+from fusegraph.runtime import llvm, platform_ir, pool, spmd_ir, threads
 from fusegraph.runtime.cache import DiskCache
 from fusegraph.runtime.pool import Pool
-from fusegraph.runtime.threads_choice import ThreadChoice
 
 ARCH = llvm.target().arch
-PARKERS = {parker.name: parker for parker in spmd_ir.parkers(ARCH)}
+PARKERS = {parker.name: parker for parker in platform_ir.parkers(ARCH)}
 
 # Slots of 16 i64 a thread. Row 0..: what a thread wrote in this phase; row 256..: mistakes that a thread saw.
 # Each phase: write phase * 1000 + tid, barrier, check the sum over all threads, barrier.
@@ -87,7 +83,7 @@ define void @mark(ptr %table, ptr %ctl, i64 %tid, i64 %nt) nounwind {
 class Steps:
     """The test functions compiled for one parker, bound to one pool."""
 
-    def __init__(self, parker: spmd_ir.Parker, cache: DiskCache) -> None:
+    def __init__(self, parker: platform_ir.Parker, cache: DiskCache) -> None:
         self.code = llvm.load(llvm.compile_ir(spmd_ir.barrier_text(ARCH, parker) + PHASES), ["phases", "mark"])
         self.pool = Pool(cache, parker)
         self.phases = self.pool.bind(self.code.address("phases"), self.code)
@@ -112,14 +108,6 @@ def steps(request, tmp_path_factory):
     steps = Steps(PARKERS[request.param], DiskCache(tmp_path_factory.mktemp("cache")))
     yield steps
     steps.pool.close()
-
-
-@pytest.fixture
-def free_choice(monkeypatch):
-    """Nobody has asked for a thread count."""
-    monkeypatch.delenv("FUSEGRAPH_NUM_THREADS", raising=False)
-    monkeypatch.setattr(threads.ThreadSetting, "count", None)
-    monkeypatch.setattr(threads.ThreadSetting, "version", threads.ThreadSetting.version + 1)
 
 
 @pytest.mark.parametrize("nt", [1, 2, 3, 8])
@@ -174,6 +162,40 @@ def test_many_python_threads_at_once(steps):
     with ThreadPoolExecutor(8) as executor:
         for future in [executor.submit(job, number) for number in range(8)]:
             future.result(timeout=120)
+
+
+@pytest.mark.skipif(ARCH != "x86_64", reason="sets the x86 control register")
+def test_workers_take_over_the_floating_point_mode_of_the_caller(steps):
+    """Flush-to-zero on the calling thread alone would make results depend on which thread computes them."""
+    text = platform_ir.float_mode_ir(ARCH) + """
+define void @flush(ptr %unused, i64 %on) nounwind {
+  %mode = call i64 @fg_get_float_mode()
+  %rest = and i64 %mode, -32833
+  %asked = icmp ne i64 %on, 0
+  %bits = select i1 %asked, i64 32832, i64 0
+  %new = or i64 %rest, %bits
+  call void @fg_set_float_mode(i64 %new)
+  ret void
+}
+define void @halve(ptr %table, ptr %ctl, i64 %tid, i64 %nt) nounwind {
+  %slot = getelementptr double, ptr %table, i64 %tid
+  %x = load double, ptr %slot
+  %y = fmul double %x, 0.5
+  store double %y, ptr %slot
+  ret void
+}
+"""
+    code = llvm.load(llvm.compile_ir(text), ["flush", "halve"])
+    flush = pool._WORKER(code.address("flush"))
+    smallest_normal = np.finfo(np.float64).tiny
+    for on, expected in ((0, smallest_normal / 2), (1, 0.0), (0, smallest_normal / 2)):
+        table = np.full(4, smallest_normal)
+        flush(0, on)
+        try:
+            steps.pool.run(code.address("halve"), table.ctypes.data, 4)
+        finally:
+            flush(0, 0)
+        assert table.tolist() == [expected] * 4
 
 
 def test_other_python_threads_run_while_a_step_runs(steps):
@@ -269,13 +291,14 @@ def test_launch_code_comes_from_the_disk_the_second_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64", "riscv64", "ppc64le"])
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32", "freebsd14"])
 def test_the_ir_of_every_platform_is_valid(arch, platform):
-    for parker in spmd_ir.parkers(arch, platform):
-        # the hint is the host's: the assembler knows no other
-        text = spmd_ir.launch_text(arch, parker).replace(spmd_ir.pause_ir(arch), spmd_ir.pause_ir(ARCH))
+    for parker in platform_ir.parkers(arch, platform):
+        # hint and float mode are the host's: the code generator knows no other
+        text = spmd_ir.launch_text(arch, parker).replace(platform_ir.pause_ir(arch), platform_ir.pause_ir(ARCH))
+        text = text.replace(platform_ir.float_mode_ir(arch), platform_ir.float_mode_ir(ARCH))
         assert llvm.compile_ir(text)
         for symbol in parker.symbols:
             assert f"@{symbol}(" in text
-    best = spmd_ir.parkers(arch, platform)[0].name
+    best = platform_ir.parkers(arch, platform)[0].name
     futex = platform == "linux" and arch != "ppc64le"
     assert best == ("futex" if futex else "polling" if platform == "win32" else "pthread")
 
@@ -284,277 +307,3 @@ def test_barrier_ir_is_internal_and_names_what_it_declares():
     text = pool.barrier_ir()
     assert text.count("define internal void @fg_") == text.count("define ") == 3
     assert all(f"@{name}(" in text for name in pool.barrier_declares())
-
-
-SCRIPT = """
-import ctypes, os, sys, threading, time, atexit
-import numpy as np
-from fusegraph.runtime import llvm, pool
-IR = pool.barrier_ir() + '''
-define void @mark(ptr %table, ptr %ctl, i64 %tid, i64 %nt) nounwind {
-  call void @fg_barrier(ptr %ctl, i64 %nt)
-  %slot = getelementptr i64, ptr %table, i64 %tid
-  %old = load i64, ptr %slot
-  %new = add i64 %old, %nt
-  store i64 %new, ptr %slot
-  call void @fg_barrier(ptr %ctl, i64 %nt)
-  ret void
-}
-'''
-code = llvm.load(llvm.compile_ir(IR), ["mark"])
-step = pool.default_pool().bind(code.address("mark"), code)
-def marks(nt):
-    table = np.zeros(64, np.int64)
-    step(table.ctypes.data, nt)
-    return table[table != 0].tolist()
-"""
-
-
-def run_script(body: str, cache: str) -> str:
-    environment = {**os.environ, "FUSEGRAPH_CACHE_DIR": cache}
-    command = [sys.executable, "-W", "error", "-c", SCRIPT + body]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-
-
-@needs_fork
-def test_a_forked_child_makes_workers_of_its_own(tmp_path):
-    body = """
-assert marks(3) == [3, 3, 3]
-for turn in range(5):
-    child = os.fork()
-    if child == 0:
-        assert pool.default_pool().workers == 0
-        assert marks(1) == [1] and marks(2) == [2, 2] and marks(4) == [4] * 4
-        grandchild = os.fork()
-        if grandchild == 0:
-            assert marks(3) == [3] * 3
-            sys.exit(7)
-        assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 7
-        sys.exit(5)
-    assert marks(3) == [3, 3, 3]
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
-print("parent", marks(2))
-"""
-    assert run_script(body, str(tmp_path)) == "parent [2, 2]\n"
-
-
-@needs_fork
-def test_fork_while_another_python_thread_is_in_a_step(tmp_path):
-    body = """
-go = True
-def busy():
-    while go:
-        marks(3)
-thread = threading.Thread(target=busy)
-thread.start()
-for turn in range(20):
-    child = os.fork()
-    if child == 0:
-        ok = marks(3) == [3, 3, 3]
-        os._exit(0 if ok else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-go = False
-thread.join()
-print("done")
-"""
-    body = body if sys.version_info < (3, 12) else "import warnings; warnings.simplefilter('ignore')\n" + body
-    assert run_script(body, str(tmp_path)) == "done\n"
-
-
-@needs_fork
-def test_multiprocessing_by_fork(tmp_path):
-    body = """
-import multiprocessing
-assert marks(2) == [2, 2]
-with multiprocessing.get_context("fork").Pool(3) as processes:
-    print(processes.map(marks, [1, 2, 3, 2]))
-"""
-    assert run_script(body, str(tmp_path)) == "[[1], [2, 2], [3, 3, 3], [2, 2]]\n"
-
-
-@pytest.mark.parametrize(
-    "end",
-    ["", "sys.exit(0)", "os._exit(0)", "time.sleep(0.1)", "del step, code", "del pool, llvm"],
-)
-def test_the_process_ends_without_hanging_or_crashing(tmp_path, end):
-    body = f"assert marks(8) == [8] * 8\nprint('end', flush=True)\n{end}\n"
-    assert run_script(body, str(tmp_path)) == "end\n"
-
-
-def test_the_process_ends_while_daemon_threads_run_steps(tmp_path):
-    body = """
-def busy():
-    while True:
-        marks(3)
-for _ in range(3):
-    threading.Thread(target=busy, daemon=True).start()
-time.sleep(0.2)
-print("end", flush=True)
-"""
-    assert run_script(body, str(tmp_path)) == "end\n"
-
-
-def test_a_step_in_an_exit_handler(tmp_path):
-    """Handlers run in reverse: `late` after the workers were stopped, `early` before."""
-    body = "print(marks(2))\natexit.register(lambda: print('early', marks(2)))\n"
-    early = "import atexit\natexit.register(lambda: print('late', marks(2)))\n"
-    environment = {**os.environ, "FUSEGRAPH_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", early + SCRIPT + body]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[2, 2]\nearly [2, 2]\nlate [1]\n"
-
-
-def test_thread_count_settings(free_choice, monkeypatch):
-    assert threads.asked_threads() is None
-    assert threads.get_num_threads() == min(threads.available_cores(), 64)
-    monkeypatch.setenv("FUSEGRAPH_NUM_THREADS", " 5 ")
-    assert threads.get_num_threads() == threads.asked_threads() == 5
-    version = threads.ThreadSetting.version
-    threads.set_num_threads(3)
-    assert threads.get_num_threads() == threads.asked_threads() == 3
-    assert threads.ThreadSetting.version == version + 1
-    for count in (0, -2, True, 2.0, "4", 1000):
-        with pytest.raises(OptionError, match="int from 1 to 256"):
-            threads.set_num_threads(count)
-    assert threads.get_num_threads() == 3
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "9999"])
-def test_a_bad_environment_variable_is_named(free_choice, monkeypatch, text):
-    monkeypatch.setenv("FUSEGRAPH_NUM_THREADS", text)
-    with pytest.raises(OptionError, match="FUSEGRAPH_NUM_THREADS must be an int from 1 to 256"):
-        threads.get_num_threads()
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "nonsense\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({}, None),
-    ],
-)
-def test_cpu_quota_of_a_container(tmp_path, monkeypatch, files, quota):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(threads, "_CGROUP", tmp_path)
-    assert threads._cpu_quota() == quota
-
-
-class FakeStep:
-    """A bound step on a clock of its own: seconds by thread count, counts of the calls."""
-
-    def __init__(self, monkeypatch, seconds: dict[int, float]) -> None:
-        self.seconds, self.now, self.calls = seconds, 0.0, []
-        monkeypatch.setattr(threads_choice.time, "perf_counter", lambda: self.now)
-
-    def __call__(self, table_ptr: int, nt: int) -> None:
-        assert table_ptr == 99
-        self.calls.append(nt)
-        self.now += self.seconds[nt]
-
-
-@pytest.fixture
-def four_cores(free_choice, monkeypatch):
-    monkeypatch.setattr(threads, "available_cores", lambda: 4)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "kept"),
-    [({4: 1.0, 1: 1.5}, 4), ({4: 1.5, 1: 1.0}, 1), ({4: 1.0, 1: 9.0}, 4), ({4: 9.0, 1: 1.0}, 1), ({4: 1.0, 1: 1.0}, 4)],
-)
-def test_choice_keeps_the_faster_count(four_cores, monkeypatch, seconds, kept):
-    step = FakeStep(monkeypatch, seconds)
-    choice = ThreadChoice(step)
-    for _ in range(400):
-        choice(99)
-    assert choice.threads == kept and not choice.fixed
-    assert set(step.calls[:10]) == {1, 4}, "both are tried"
-    assert step.calls[30:] == [kept] * 370
-    decisive = max(seconds.values()) > 2 * min(seconds.values())
-    assert step.calls.count(5 - kept) <= (5 if decisive else 11), "a trial stays short"
-
-
-def test_choice_is_checked_again_after_about_a_thousand_calls(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
-    choice = ThreadChoice(step)
-    for _ in range(500):
-        choice(99)
-    step.seconds[1] = 0.9  # the kept count is as fast as ever, but one thread has become better
-    for _ in range(1000):
-        choice(99)
-    assert choice.threads == 1
-    assert step.calls[-1] == 1
-
-
-def test_choice_is_checked_at_once_when_the_time_doubles(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
-    choice = ThreadChoice(step)
-    for _ in range(100):
-        choice(99)
-    assert choice.threads == 4
-    step.seconds[4] = 2.5  # a neighbour has become busy
-    for _ in range(90):
-        choice(99)
-    assert choice.threads == 1
-
-
-def test_one_slow_call_changes_nothing(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
-    choice = ThreadChoice(step)
-    for call in range(600):
-        step.seconds[4] = 50.0 if call >= 30 and call % 32 == 0 else 1.0
-        choice(99)
-    assert choice.threads == 4 and step.calls[30:] == [4] * 570
-
-
-def test_a_count_that_was_asked_for_is_obeyed_exactly(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {n: 1.0 / n for n in range(1, 9)})
-    choice = ThreadChoice(step)
-    for _ in range(100):
-        choice(99)
-    threads.set_num_threads(3)
-    start = len(step.calls)
-    for _ in range(100):
-        choice(99)
-    assert choice.fixed and step.calls[start:] == [3] * 100
-    threads.set_num_threads(8)
-    choice(99)
-    assert step.calls[-1] == 8
-    monkeypatch.setattr(threads.ThreadSetting, "count", None)
-    monkeypatch.setenv("FUSEGRAPH_NUM_THREADS", "2")
-    environment = ThreadChoice(step)
-    environment(99)
-    assert environment.fixed and step.calls[-1] == 2
-
-
-def test_a_step_with_little_parallel_work_is_limited(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {n: 1.0 / n for n in range(1, 9)})
-    assert ThreadChoice(step, max_threads=2).threads == 2
-    single = ThreadChoice(step, max_threads=1)
-    for _ in range(50):
-        single(99)
-    assert single.fixed and step.calls == [1] * 50
-
-
-def test_choice_drives_a_real_step(free_choice, monkeypatch, tmp_path):
-    monkeypatch.setattr(threads, "available_cores", lambda: 2)
-    steps = Steps(pool.default_parker(), DiskCache(tmp_path))
-    choice = ThreadChoice(steps.mark)
-    table = np.zeros(512, np.int64)
-    for _ in range(2000):
-        choice(table.ctypes.data)
-    assert table[256] == 2000 and 0 < table[257] <= 2000 and table[258] == 0
-    steps.pool.close()

@@ -52,7 +52,8 @@ class Arena:
         if nbytes < 0:
             raise OptionError(f"an arena needs a size of 0 bytes or more, not {nbytes}")
         align = PAGE if nbytes >= _PAGE_ALIGNED_FROM else CACHE_LINE
-        self._bytes = _aligned_bytes(max(nbytes, 1), align, zero=True)  # numpy does not advance an empty slice's address
+        # at least a byte: numpy does not advance the address of an empty slice
+        self._bytes = _aligned_bytes(max(nbytes, 1), align, zero=True)
         self.nbytes = nbytes
         self.address: int = self._bytes.ctypes.data
 

@@ -21,6 +21,7 @@ from fusegraph.errors import FusegraphError
 from fusegraph.runtime import llvm, spmd_ir
 from fusegraph.runtime.cache import DiskCache
 from fusegraph.runtime.memory import Arena
+from fusegraph.runtime.platform_ir import Parker, parkers
 from fusegraph.runtime.threads import available_cores, check_threads
 
 SPIN = 300  # pauses before a waiting thread yields
@@ -75,7 +76,7 @@ class Pool:
     `cache` keeps the launch code between processes (None: the default folder). `parker` is for tests.
     """
 
-    def __init__(self, cache: DiskCache | None = None, parker: spmd_ir.Parker | None = None) -> None:
+    def __init__(self, cache: DiskCache | None = None, parker: Parker | None = None) -> None:
         self._parker = parker or default_parker()
         self._code = _launch_code(self._parker, cache or DiskCache())
         self._launch = _LAUNCH(self._code.address("fg_launch"))
@@ -185,9 +186,9 @@ def default_pool() -> Pool:
 
 
 @lru_cache(maxsize=1)
-def default_parker() -> spmd_ir.Parker:
+def default_parker() -> Parker:
     """How a thread parks on this host."""
-    return spmd_ir.parkers(llvm.target().arch)[0]
+    return parkers(llvm.target().arch)[0]
 
 
 def barrier_ir() -> str:
@@ -203,7 +204,7 @@ def barrier_declares() -> tuple[str, ...]:
     return default_parker().symbols
 
 
-def _launch_code(parker: spmd_ir.Parker, cache: DiskCache) -> llvm.LoadedCode:
+def _launch_code(parker: Parker, cache: DiskCache) -> llvm.LoadedCode:
     text = spmd_ir.launch_text(llvm.target().arch, parker)
     if text not in _loaded:
         _loaded[text] = llvm.load(_launch_object(text, cache), spmd_ir.LAUNCH_SYMBOLS)

@@ -5,15 +5,14 @@ prefetcher of current CPUs moves cache lines in pairs. A thread waits until a wo
 instructions, then `sched_yield`, then it parks. A spin that is much longer is a trap: a woken worker is placed on
 the spinner's own core and waits for it (0.5-0.9 ms against 20 us).
 
-How a thread parks is the platform's business (`Parker`): a futex on Linux, one mutex and condition variable per
-control block on other POSIX systems, polling with short sleeps on Windows.
+What differs between platforms stands in `platform_ir`.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from string import Template
+
+from fusegraph.runtime.platform_ir import Parker, float_mode_ir, pause_ir
 
 # Byte offsets into the control block.
 SPIN = 0  # i32, pauses before a waiting thread yields
@@ -23,125 +22,18 @@ BARRIER_COUNT = 256  # i32, threads that have arrived
 BARRIER = 384  # i32 word (generation) + i32 sleepers
 PENDING = 512  # i32, workers that have not finished the step
 DONE = 640  # i32 word (generation) + i32 sleepers
-MUTEX = 768  # pthread_mutex_t, for the condition-variable parker
-CONDITION = 896  # pthread_cond_t
-MAILBOX = 1024  # one a thread: i32 word + i32 sleepers, then function, table, thread count
+# MUTEX, CONDITION (768, 896): see platform_ir
+MAILBOX = 1024  # one a thread: i32 word + i32 sleepers, then what the launch says (BOX_*)
 MAILBOX_STRIDE = 128
 MAX_THREADS = 256
 CONTROL_BYTES = MAILBOX + MAILBOX_STRIDE * MAX_THREADS
 
-# Byte offsets into a job record, which a bound step owns.
-JOB_FUNCTION = 0
-JOB_CONTROL = 8
-JOB_THREADS = 16
-JOB_SPIN = 24
-JOB_BYTES = 64
+BOX_FUNCTION, BOX_TABLE, BOX_THREADS, BOX_FLOAT_MODE = 8, 16, 24, 32  # byte offsets into a mailbox
+
+# Byte offsets into a job record, which a bound step owns; the function stands first.
+JOB_CONTROL, JOB_THREADS, JOB_SPIN = 8, 16, 24
 
 YIELDS = 50  # sched_yield calls between spinning and parking: covers the gap between two calls in a training loop
-
-
-@dataclass(frozen=True)
-class Parker:
-    """How a thread gives its core away: IR for declarations, yielding, sleeping and waking.
-
-    In `sleep`, label `check` is where the word is read again; in `wake`, `out` is where to go on.
-    """
-
-    name: str
-    declarations: str
-    init: str
-    yielding: str
-    sleep: str
-    wake: str
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        """Functions of the platform that the IR declares; a module that includes it must not declare them again."""
-        lines = self.declarations.splitlines()
-        return tuple(line.split("@", 1)[1].split("(", 1)[0] for line in lines if line.startswith("declare"))
-
-
-def _futex(number: int) -> Parker:
-    call = f"call i64 (i64, ...) @syscall(i64 {number}"
-    return Parker(
-        name="futex",
-        declarations="declare i64 @syscall(i64, ...)\ndeclare i32 @sched_yield()",
-        init="",
-        yielding="%ignored = call i32 @sched_yield()",
-        # FUTEX_WAIT_PRIVATE: sleeps only if the word still holds the old value
-        sleep=f"  %slept = {call}, ptr %word, i32 128, i32 %old, ptr null, ptr null, i32 0)\n  br label %check",
-        # FUTEX_WAKE_PRIVATE, everybody
-        wake=f"  %woken = {call}, ptr %word, i32 129, i32 2147483647, ptr null, ptr null, i32 0)\n  br label %out",
-    )
-
-
-_PTHREAD = Parker(
-    name="pthread",
-    declarations="\n".join(
-        [
-            "declare i32 @sched_yield()",
-            "declare i32 @pthread_mutex_init(ptr, ptr)",
-            "declare i32 @pthread_cond_init(ptr, ptr)",
-            "declare i32 @pthread_mutex_lock(ptr)",
-            "declare i32 @pthread_mutex_unlock(ptr)",
-            "declare i32 @pthread_cond_wait(ptr, ptr)",
-            "declare i32 @pthread_cond_broadcast(ptr)",
-        ]
-    ),
-    init=f"""\
-  %mutex = getelementptr i8, ptr %ctl, i64 {MUTEX}
-  %condition = getelementptr i8, ptr %ctl, i64 {CONDITION}
-  %e1 = call i32 @pthread_mutex_init(ptr %mutex, ptr null)
-  %e2 = call i32 @pthread_cond_init(ptr %condition, ptr null)""",
-    yielding="%ignored = call i32 @sched_yield()",
-    # the word is read again under the mutex, and the waker broadcasts under it: no wake-up is lost
-    sleep=f"""\
-  %mutex = getelementptr i8, ptr %ctl, i64 {MUTEX}
-  %condition = getelementptr i8, ptr %ctl, i64 {CONDITION}
-  %e1 = call i32 @pthread_mutex_lock(ptr %mutex)
-  %now = load atomic i32, ptr %word seq_cst, align 4
-  %same = icmp eq i32 %now, %old
-  br i1 %same, label %block, label %unlock
-block:
-  %e2 = call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
-  br label %unlock
-unlock:
-  %e3 = call i32 @pthread_mutex_unlock(ptr %mutex)
-  br label %check""",
-    wake=f"""\
-  %mutex = getelementptr i8, ptr %ctl, i64 {MUTEX}
-  %condition = getelementptr i8, ptr %ctl, i64 {CONDITION}
-  %e1 = call i32 @pthread_mutex_lock(ptr %mutex)
-  %e2 = call i32 @pthread_cond_broadcast(ptr %condition)
-  %e3 = call i32 @pthread_mutex_unlock(ptr %mutex)
-  br label %out""",
-)
-
-_POLLING = Parker(
-    name="polling",
-    declarations="declare i32 @SwitchToThread()\ndeclare void @Sleep(i32)",
-    init="",
-    yielding="%ignored = call i32 @SwitchToThread()",
-    sleep="  call void @Sleep(i32 1)\n  br label %check",
-    wake="  br label %out",
-)
-
-
-def parkers(arch: str, platform: str = sys.platform) -> tuple[Parker, ...]:
-    """The parkers that work on a platform, best first. `arch` is the first part of the target triple."""
-    if platform == "win32":
-        return (_POLLING,)
-    number = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(arch)
-    if platform.startswith("linux") and number is not None:
-        return (_futex(number), _PTHREAD)
-    return (_PTHREAD,)
-
-
-def pause_ir(arch: str) -> str:
-    """The spin-wait hint as an inline-assembly statement."""
-    hint = {"x86_64": "pause", "i386": "pause", "i686": "pause", "aarch64": "yield", "arm64": "yield"}.get(arch, "")
-    return f'call void asm sideeffect "{hint}", "~{{memory}}"()'
-
 
 _BARRIER = Template("""\
 ; ---- SPMD runtime: threads that wait for one another ----
@@ -234,6 +126,7 @@ out:
 _LAUNCH = Template("""\
 
 ; ---- workers and launch: once a process ----
+$float_mode
 define void @fg_init(ptr %ctl) nounwind {
 $init
   ret void
@@ -294,9 +187,10 @@ define internal void @fg_unlock(ptr %ctl) nounwind {
 define void @fg_worker(ptr %ctl, i64 %tid) nounwind {
 entry:
   %box = call ptr @fg_mailbox(ptr %ctl, i64 %tid)
-  %p.function = getelementptr i8, ptr %box, i64 8
-  %p.table = getelementptr i8, ptr %box, i64 16
-  %p.nt = getelementptr i8, ptr %box, i64 24
+  %p.function = getelementptr i8, ptr %box, i64 $box_function
+  %p.table = getelementptr i8, ptr %box, i64 $box_table
+  %p.nt = getelementptr i8, ptr %box, i64 $box_threads
+  %p.mode = getelementptr i8, ptr %box, i64 $box_float_mode
   %p.stopped = getelementptr i8, ptr %ctl, i64 $stopped
   %pending = getelementptr i8, ptr %ctl, i64 $pending
   %done = getelementptr i8, ptr %ctl, i64 $done
@@ -312,6 +206,8 @@ run:
   %function = load ptr, ptr %p.function, align 8
   %table = load ptr, ptr %p.table, align 8
   %nt = load i64, ptr %p.nt, align 8
+  %mode = load i64, ptr %p.mode, align 8
+  call void @fg_set_float_mode(i64 %mode)
   call void %function(ptr %table, ptr %ctl, i64 %tid, i64 %nt)
   %left = atomicrmw sub ptr %pending, i32 1 acq_rel
   %last = icmp eq i32 %left, 1
@@ -326,7 +222,8 @@ out:
 }
 
 ; Runs the job's function on its threads; the caller is thread 0. Two pointers, because each argument of a foreign call
-; costs. One thread, or a pool that is stopped: a plain call.
+; costs. One thread, or a pool that is stopped: a plain call. Workers take over the caller's floating-point mode, so
+; that denormals are treated alike on all threads (a library may have set flush-to-zero on one of them).
 define void @fg_launch(ptr %job, ptr %table) nounwind {
 entry:
   %function = load ptr, ptr %job, align 8
@@ -363,17 +260,20 @@ start:
   %d = load atomic i32, ptr %done acquire, align 4
   %nt32 = trunc i64 %nt to i32
   %workers = sub i32 %nt32, 1
+  %mode = call i64 @fg_get_float_mode()
   store atomic i32 %workers, ptr %pending release, align 4
   br label %send
 send:
   %tid = phi i64 [ 1, %start ], [ %tid.next, %send ]
   %box = call ptr @fg_mailbox(ptr %ctl, i64 %tid)
-  %b.function = getelementptr i8, ptr %box, i64 8
-  %b.table = getelementptr i8, ptr %box, i64 16
-  %b.nt = getelementptr i8, ptr %box, i64 24
+  %b.function = getelementptr i8, ptr %box, i64 $box_function
+  %b.table = getelementptr i8, ptr %box, i64 $box_table
+  %b.nt = getelementptr i8, ptr %box, i64 $box_threads
+  %b.mode = getelementptr i8, ptr %box, i64 $box_float_mode
   store ptr %function, ptr %b.function, align 8
   store ptr %table, ptr %b.table, align 8
   store i64 %nt, ptr %b.nt, align 8
+  store i64 %mode, ptr %b.mode, align 8
   %g = load i32, ptr %box, align 4
   %g.next = add i32 %g, 1
   call void @fg_post(ptr %ctl, ptr %box, i32 %g.next)
@@ -408,7 +308,12 @@ def barrier_text(arch: str, parker: Parker) -> str:
 def launch_text(arch: str, parker: Parker) -> str:
     """IR of the module that a process loads once: LAUNCH_SYMBOLS."""
     return barrier_text(arch, parker) + _LAUNCH.substitute(
+        float_mode=float_mode_ir(arch),
         init=parker.init,
+        box_function=BOX_FUNCTION,
+        box_table=BOX_TABLE,
+        box_threads=BOX_THREADS,
+        box_float_mode=BOX_FLOAT_MODE,
         stopped=STOPPED,
         lock=LOCK,
         mailbox=MAILBOX,
