@@ -1,0 +1,265 @@
+"""Groups of roots that run as one kernel, and the rule that says when two groups may become one.
+
+A group has a space: parallel axes that all its roots share. For a point of the space the roots run one after the other, so a
+value may go from one root to the next without leaving the point. Merging producer A into consumer B therefore asks: which of
+A's space axes are, at every read, exactly one of B's axes? Those that are space axes of B too stay; the others become inner
+axes, which only roots without accumulators can bear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
+from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
+from fusegraph.passes.roots import Root
+
+SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet at a barrier (a few microseconds)
+MIN_PARALLEL = 16  # points of space below which threads would idle
+MAX_ROOTS = 24
+MAX_BUFFERS = 40
+
+
+@dataclass(frozen=True)
+class Group:
+    """Roots that run as one kernel. kind: nest | contract | scatter."""
+
+    roots: tuple[Root, ...]
+    space: tuple[Axis, ...]
+    kind: str
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """Buffers that its roots make."""
+        return frozenset(root.buffer for root in self.roots)
+
+    @property
+    def points(self) -> int:
+        """Points of its space."""
+        return math.prod(axis.extent for axis in self.space)
+
+    @property
+    def work(self) -> int:
+        """Points of all its loops."""
+        return sum(root.work for root in self.roots)
+
+    def reads(self) -> frozenset[str]:
+        """Buffers that its roots load from."""
+        return frozenset(load.buffer for root in self.roots for load in loads(root))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why two kernels were not merged."""
+
+    rule: str
+    producer: str
+    consumer: str
+    nbytes: int = 0
+
+
+class Refused(Exception):
+    """Raised inside of a merge attempt, with the rule that failed."""
+
+
+def loads(root: Root) -> list[Load]:
+    """Everything that a root loads, also for its addresses."""
+    roots = [root.value] + [value for part in root.index for value in indirect_values(part)]
+    return [expr.attribute for expr in walk(roots) if expr.op == "load"]
+
+
+def single(root: Root) -> Group:
+    """A group of one root."""
+    space = () if root.kind == "scatter" else root.axes
+    return Group((root,), space, {"contract": "contract", "scatter": "scatter"}.get(root.kind, "nest"))
+
+
+def renamed(root: Root, mapping: dict[Axis, Index]) -> Root:
+    """`root` with axes replaced; an axis that becomes an expression of several axes gives way to those."""
+    def axes(old: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        out: dict[Axis, None] = {}
+        for axis in old:
+            if axis in mapping and axis.extent != 1:
+                out.update(dict.fromkeys(sorted(mapping[axis].axes, key=lambda a: a.name)))
+            else:
+                out[axis] = None
+        return tuple(out)
+
+    return replace(root, axes=axes(root.axes), reduce_axes=axes(root.reduce_axes), value=root.value.substitute(mapping),
+                   index=tuple(part.substitute(mapping) for part in root.index))
+
+
+def _cross_loads(a: Group, b: Group) -> list[tuple[Root, Load]]:
+    made = {root.buffer: root for root in a.roots}
+    return [(made[load.buffer], load) for root in b.roots for load in loads(root) if load.buffer in made]
+
+
+def merge_vertical(a: Group, b: Group) -> Group:
+    """B reads what A makes: one group that does both. Raises Refused with the rule that forbids it."""
+    _check_kinds(a, b)
+    reads = _cross_loads(a, b)
+    if b.kind == "nest" and (rebased := _rebase(a, b, reads)) is not None:
+        b = rebased
+        reads = _cross_loads(a, b)
+    return _joined(a, b, _match(a, b, reads))
+
+
+def merge_siblings(a: Group, b: Group) -> Group:
+    """A and B read the same data at the same points of equal spaces. Raises Refused."""
+    if a.kind != "nest" or b.kind != "nest":
+        raise Refused("only map and reduce kernels are merged side by side")
+    if not a.space and not b.space:
+        return _joined(a, b, {})
+    rename: dict[Axis, Axis] = {}
+    theirs = {load.buffer: load for root in b.roots for load in loads(root)}
+    for root in a.roots:
+        for load in loads(root):
+            if (other := theirs.get(load.buffer)) is not None and _pair(load, other, a, b, rename):
+                return _joined(a, b, rename)
+            rename.clear()
+    raise Refused("they read no buffer at the same points of one space")
+
+
+def _pair(load: Load, other: Load, a: Group, b: Group, rename: dict[Axis, Axis]) -> bool:
+    for mine, its in zip(load.index, other.index, strict=True):
+        x, y = mine.axis, its.axis
+        if x in a.space and y in b.space and x is not None and y is not None and x.extent == y.extent:
+            rename[y] = x
+    wide = {axis for axis in b.space if axis.extent != 1}
+    return set(rename) == wide and set(rename.values()) == {axis for axis in a.space if axis.extent != 1}
+
+
+def _check_kinds(a: Group, b: Group) -> None:
+    if "scatter" in (a.kind, b.kind):
+        raise Refused("a scatter writes elements that other points read")
+    if a.kind == "contract" and b.kind == "contract":
+        raise Refused("two contractions do not share a register tile")
+    if len(a.roots) + len(b.roots) > MAX_ROOTS:
+        raise Refused(f"more than {MAX_ROOTS} values in one kernel")
+    if len(a.reads() | b.reads() | a.writes | b.writes) > MAX_BUFFERS:
+        raise Refused(f"more than {MAX_BUFFERS} buffers in one kernel")
+
+
+def _match(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> dict[Axis, Axis]:
+    """Which axis of B is which axis of A. Every space axis of A must be exactly one axis of B at every read."""
+    rename: dict[Axis, Axis] = {}
+    for space_turn in (True, False):
+        for root, load in reads:
+            for mine, its in zip(root.index, load.index, strict=True):
+                x, y = mine.axis, its.axis
+                if x is None or x.extent == 1 or (x in a.space) != space_turn:
+                    continue
+                fits = y is not None and y.extent == x.extent and rename.get(y, x) == x and all(
+                    other == y for other, target in rename.items() if target == x)
+                if fits and y is not None:
+                    rename[y] = x
+                elif space_turn:
+                    raise Refused("the consumer reads other points than the producer's own")
+    return rename
+
+
+def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
+    mapping = {y: Index.of(x) for y, x in rename.items()}
+    moved = tuple(renamed(root, mapping) for root in b.roots)
+    b_space = {rename.get(axis, axis) for axis in b.space}
+    space = tuple(axis for axis in a.space if axis in b_space)
+    _check_axes("producer", a.roots, set(a.space) - set(space))
+    _check_axes("consumer", moved, b_space - set(space))
+    kind = "contract" if "contract" in (a.kind, b.kind) else "nest"
+    joined = Group(_in_order((*a.roots, *moved)), space, kind)
+    if kind == "contract":
+        _check_contract(joined, a, b)
+    if joined.points < min(MIN_PARALLEL, max(a.points, b.points)) and joined.work > SMALL_WORK:
+        raise Refused("too few points would be left to share among threads")
+    return joined
+
+
+def _in_order(roots: Iterable[Root]) -> tuple[Root, ...]:
+    """Each root after those that it reads."""
+    left = list(roots)
+    made = {root.buffer: root for root in left}
+    done: dict[str, Root] = {}
+    while left:
+        ready = [root for root in left
+                 if all(load.buffer not in made or load.buffer in done or load.buffer == root.buffer for load in loads(root))]
+        if not ready:
+            raise Refused("each needs the other's result")
+        for root in ready:
+            done[root.buffer] = root
+            left.remove(root)
+    return tuple(done.values())
+
+
+def _check_axes(who: str, roots: Sequence[Root], lost: set[Axis]) -> None:
+    wide = {axis for axis in lost if axis.extent != 1}
+    for root in roots:
+        if wide & set(root.axes) and root.kind != "map":
+            raise Refused(f"the {who}'s {root.node.op} has an accumulator for each {'/'.join(sorted(a.name for a in wide))}")
+
+
+def _check_contract(joined: Group, a: Group, b: Group) -> None:
+    lost = {axis for axis in (*a.space, *b.space) if axis.extent != 1} - set(joined.space)
+    anchor = next(root for root in joined.roots if root.kind == "contract")
+    if any(axis in set(anchor.axes) for axis in lost):
+        raise Refused("a contraction's tile needs all of its axes in parallel")
+    for root in joined.roots:
+        if root.kind != "contract":
+            if root.kind != "map" or {x for x in root.axes if x.extent != 1} != {x for x in joined.space if x.extent != 1}:
+                raise Refused(f"{root.node.op} does not have exactly the contraction's output points")
+    if {load.buffer for load in loads(anchor)} & joined.writes:
+        raise Refused("a contraction reads its operands across the tile that would make them")
+
+
+# -- the same elements under another shape: bring B onto A's axes ----------------------------------------------------------
+
+def _rebase(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> Group | None:
+    """B over A's axes, when B is all maps over one full space that a reshape (or a permute) makes of A's points."""
+    if any(root.kind != "map" or set(root.axes) != set(b.space) for root in b.roots) or not reads:
+        return None
+    if all(part.axis is not None or mine.axis is None or mine.axis.extent == 1
+           for root, load in reads for mine, part in zip(root.index, load.index, strict=True)):
+        return None
+    root, load = reads[0]
+    if root.kind not in ("map", "contract", "reduce") or set(root.axes) != set(a.space):
+        return None
+    inverse = invert(load.index, root.node.shape, b.space, tuple(root.index))
+    if inverse is None:
+        return None
+    return Group(tuple(renamed(other, inverse) for other in b.roots), tuple(axis for axis in root.axes if axis.extent != 1), "nest")
+
+
+def invert(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]) -> dict[Axis, Index] | None:
+    """Axes as expressions of `target`, if `index` (coordinates in `shape`, over `axes`) runs over each element exactly once.
+
+    Works for C-order reshapes and for coordinates that are mixed-radix numbers of the axes.
+    """
+    wide = tuple(axis for axis in axes if axis.extent != 1)
+    extents = tuple(axis.extent for axis in wide)
+    if math.prod(extents) != math.prod(shape):
+        return None
+    if flatten_index(index, shape) == flatten_index(tuple(map(Index.of, wide)), extents):
+        return dict(zip(wide, unflatten_index(flatten_index(target, shape), extents), strict=True))
+    return _invert_radix(index, shape, wide, target)
+
+
+def _invert_radix(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]) -> dict[Axis, Index] | None:
+    found: dict[Axis, Index] = {}
+    for part, extent, place in zip(index, shape, target, strict=True):
+        if not part.is_affine or part.constant:
+            return None
+        step = 1
+        for atom, coefficient in reversed(part.terms):
+            if not isinstance(atom, Axis) or coefficient != step or atom in found:
+                return None
+            found[atom] = (place // step) % atom.extent if step * atom.extent != extent else place // step
+            step *= atom.extent
+        if step != extent:
+            return None
+    return found if set(found) == set(axes) else None
+
+
+def walk_values(group: Group) -> Iterator[Expr]:
+    """Every scalar expression of a group."""
+    yield from walk([root.value for root in group.roots])

@@ -1,0 +1,219 @@
+"""From a group of roots to a Loop: which stage each root runs in, and how a value gets from one root to another.
+
+A root's stage comes after the stages of the accumulators that it reads. A value that another root of the group needs at the
+same point stays in a register (the expression is inlined; equal expressions are computed once). What a later stage needs
+again is computed again when that is cheap, else kept in a buffer of one point of the space ("local").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fusegraph.ir import scalar
+from fusegraph.ir.index import Axis, Index
+from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
+from fusegraph.ir.primitives import PRIMITIVES
+from fusegraph.ir.scalar import Expr, Load, walk
+from fusegraph.passes.groups import Group, loads, renamed
+from fusegraph.passes.roots import Root
+
+_DEAR = 12  # cost above which a value is kept rather than computed again in a later stage
+_COST = {"div": 4, "transcendental": 16}
+
+
+@dataclass
+class _Plan:
+    """What is known about the roots of a group while its stages are made."""
+
+    group: Group
+    exported: frozenset[str]
+    roots: dict[str, Root] = field(default_factory=dict)
+    depth: dict[str, int] = field(default_factory=dict)
+    key: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    locals: dict[str, Buffer] = field(default_factory=dict)
+    resolved: dict[tuple[str, tuple[object, ...]], Expr] = field(default_factory=dict)
+
+
+def inner_axes(root: Root, space: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of a root that are not the group's (size 1 left out)."""
+    return tuple(axis for axis in root.axes if axis not in space and axis.extent != 1)
+
+
+def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[object, ...]) -> tuple[Loop, list[Buffer]]:
+    """The Loop of `group`, and its local buffers. `exported`: buffers that something outside of the group reads."""
+    if group.kind == "scatter":
+        (root,) = group.roots
+        stage = Stage(axes=root.axes, stores=(Store(root.buffer, root.index, root.value, "add"),))
+        return Loop(name, (), (stage,), "scatter", nodes), []  # type: ignore[arg-type]
+    plan = _Plan(group, exported)
+    waiting = list(group.roots)
+    while waiting:
+        root = waiting.pop(0)
+        mapping = _place(plan, root)
+        if mapping:
+            waiting = [renamed(other, mapping) for other in waiting]
+    space = group.space if group.kind == "contract" else tuple(axis for axis in group.space if axis.extent != 1)
+    return Loop(name, space, _stages(plan), group.kind, nodes), list(plan.locals.values())  # type: ignore[arg-type]
+
+
+def _place(plan: _Plan, root: Root) -> dict[Axis, Index]:
+    """Give a root its depth and its stage, on that stage's axes. Gives the renaming of axes that the roots after it need."""
+    space = plan.group.space
+    inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
+    depth = 0
+    for load in loads(root):
+        producer = plan.roots.get(load.buffer)
+        if producer is not None and producer is not root:
+            depth = max(depth, plan.depth[load.buffer] + _apart(plan, producer, root, load))
+    extents = (tuple(a.extent for a in inner), tuple(a.extent for a in reduced))
+    key: tuple[object, ...] = (depth, root.kind != "map", *extents)
+    mapping: dict[Axis, Index] = {}
+    for other, its in plan.key.items():
+        if its == key and root.kind != "contract":
+            theirs = (*inner_axes(plan.roots[other], space), *_reduced(plan.roots[other]))
+            mapping = {m: Index.of(t) for m, t in zip((*inner, *reduced), theirs, strict=True) if m != t}
+            break
+    if mapping and any(target.axes & set(root.axes + root.reduce_axes) for target in mapping.values()):
+        key, mapping = (*key, root.buffer), {}
+    root = renamed(root, mapping) if mapping else root
+    plan.roots[root.buffer], plan.depth[root.buffer], plan.key[root.buffer] = root, depth, key
+    return mapping
+
+
+def _apart(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
+    """Whether the consumer's stage must come after the producer's (not beside it)."""
+    if producer.kind != "map":
+        return True
+    inner = inner_axes(producer, plan.group.space)
+    if not inner:
+        return False
+    if load.index != producer.index:
+        return True
+    return consumer.kind == "map" and [a.extent for a in inner_axes(consumer, plan.group.space)] != [a.extent for a in inner]
+
+
+def _reduced(root: Root) -> tuple[Axis, ...]:
+    return tuple(axis for axis in root.reduce_axes if axis.extent != 1)
+
+
+def _stages(plan: _Plan) -> tuple[Stage, ...]:
+    stages: list[Stage] = []
+    for key in sorted(set(plan.key.values()), key=lambda k: (k[0], k[1], str(k[2:]))):
+        roots = [root for name, root in plan.roots.items() if plan.key[name] == key]
+        if key[1]:
+            reduces = tuple(Reduce(_acc_name(root), root.reduce_op, _resolve(plan, root), root.node.dtype) for root in roots)
+            reduced = roots[0].reduce_axes if roots[0].kind == "contract" else _reduced(roots[0])
+            stages.append(Stage(reduce_axes=reduced, reduces=reduces))
+            stores = tuple(Store(root.buffer, root.index, scalar.acc(_acc_name(root), root.node.dtype))
+                           for root in roots if root.buffer in plan.exported)
+            if stores:
+                stages.append(Stage(stores=stores))
+        else:
+            values = [(root, _resolve(plan, root)) for root in roots if root.buffer in plan.exported or _kept(plan, root)]
+            stores = tuple(_store(plan, root, value) for root, value in values)
+            if stores:
+                stages.append(Stage(axes=inner_axes(roots[0], plan.group.space), stores=stores))
+    return _tidied(stages, plan)
+
+
+def _tidied(stages: list[Stage], plan: _Plan) -> tuple[Stage, ...]:
+    """Neighbouring store stages without axes as one; local stores that nothing reads left out."""
+    read = {expr.attribute.buffer for stage in stages for expr in walk(stage.expressions()) if expr.op == "load"}
+    unread = {name for name in plan.locals if name not in read}
+    for name in unread:
+        del plan.locals[name]
+    out: list[Stage] = []
+    for stage in stages:
+        if not stage.reduces:
+            stage = Stage(stage.axes, (), (), tuple(store for store in stage.stores if store.buffer not in unread))
+            if not stage.stores:
+                continue
+            if out and not out[-1].reduces and out[-1].axes == stage.axes == ():
+                out[-1] = Stage((), (), (), out[-1].stores + stage.stores)
+                continue
+        out.append(stage)
+    return tuple(out)
+
+
+def _acc_name(root: Root) -> str:
+    return f"acc_{root.buffer}"
+
+
+def _store(plan: _Plan, root: Root, value: Expr) -> Store:
+    if root.buffer in plan.exported:
+        return Store(root.buffer, root.index, value)
+    return Store(_local(plan, root).name, _local_index(plan, root, root.index), value)
+
+
+def _local(plan: _Plan, root: Root) -> Buffer:
+    name = f"{root.buffer}_row"
+    inner = inner_axes(root, plan.group.space)
+    if name not in plan.locals:
+        plan.locals[name] = Buffer(name, tuple(axis.extent for axis in inner), root.node.dtype, "local")
+    return plan.locals[name]
+
+
+def _local_index(plan: _Plan, root: Root, index: tuple[Index, ...]) -> tuple[Index, ...]:
+    inner = inner_axes(root, plan.group.space)
+    return tuple(index[next(i for i, part in enumerate(root.index) if part.axis == axis)] for axis in inner)
+
+
+def _kept(plan: _Plan, root: Root) -> bool:
+    """Whether a map's values must be in memory for other roots of the group."""
+    return bool(inner_axes(root, plan.group.space)) and any(
+        load.buffer == root.buffer and not _same_register(plan, root, other, load)
+        for other in plan.roots.values() if other is not root for load in loads(other))
+
+
+def _same_register(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
+    """Whether the consumer can have the producer's value by inlining it."""
+    if load.index != producer.index:
+        return False
+    return plan.key[producer.buffer] == plan.key[consumer.buffer] or _cheap(plan, producer)
+
+
+def _cheap(plan: _Plan, root: Root) -> bool:
+    """Whether computing a value again beats keeping it; never when it reads what the group overwrites."""
+    nodes = walk([root.value])
+    cost = sum(_COST.get(PRIMITIVES[n.op].cost, 1) if n.op in PRIMITIVES else 16 if n.op == "philox" else 0 for n in nodes)
+    inputs = {n.attribute.buffer for n in nodes if n.op == "load"}
+    overwritten = {name for name in plan.group.writes if name in inputs and plan.roots.get(name) is not None
+                   and plan.roots[name].kind == "map" and name in {l.buffer for l in loads(plan.roots[name])}}
+    return cost <= _DEAR and not overwritten and len(inputs) <= 3
+
+
+def _resolve(plan: _Plan, root: Root) -> Expr:
+    """`root`'s value with loads of the group's own values replaced: by accumulators, inlined expressions, local loads."""
+    key = (root.buffer, plan.key[root.buffer])
+    if key not in plan.resolved:
+        plan.resolved[key] = _resolve_for(plan, root, root)
+    return plan.resolved[key]
+
+
+def _resolve_for(plan: _Plan, root: Root, consumer: Root) -> Expr:
+    """`root`'s value as `consumer`'s stage computes it."""
+    def replace_load(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        if node.op == "load" and node.attribute.buffer in plan.roots and node.attribute.buffer != root.buffer:
+            return _in_group(plan, node, plan.roots[node.attribute.buffer], consumer)
+        return scalar.make(node.op, args, node.dtype, node.attribute)
+
+    return scalar.rewrite([root.value], replace_load)[0]
+
+
+def _in_group(plan: _Plan, node: Expr, producer: Root, consumer: Root) -> Expr:
+    load: Load = node.attribute
+    if producer.kind != "map":
+        value = scalar.acc(_acc_name(producer), producer.node.dtype)
+        return _with_mask(value, load)
+    if not inner_axes(producer, plan.group.space) or _same_register(plan, producer, consumer, load):
+        return _with_mask(_resolve_for(plan, producer, consumer), load)
+    if producer.buffer in plan.exported:
+        return node
+    local = _local(plan, producer)
+    return scalar.load(local.name, _local_index(plan, producer, load.index), producer.node.dtype, load.mask)
+
+
+def _with_mask(value: Expr, load: Load) -> Expr:
+    if not load.mask:
+        return value
+    return scalar.op("where", scalar.inside(load.mask), value, scalar.const(0, value.dtype))
