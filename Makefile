@@ -32,7 +32,7 @@ ruff: $(VENV)/.dev
 	$(BIN)/ruff check .
 
 format-check: $(VENV)/.dev
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff format --check --output-format concise .
 
 # mypy resolves imports by folders, so it is shown the layout of an installation: fusegraph/ with passes/ and codegen/
 # inside. Its messages are turned back into paths of the checkout.
