@@ -1,0 +1,74 @@
+"""The size of a register tile: how many rows of broadcasts times how many vectors a micro-kernel holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Split", "Tile", "choose_tile", "even_split"]
+
+_FMA_LATENCY = 4  # cycles; two units, so that eight sums must be in flight
+_OPERATIONS_PER_CYCLE = 6  # what the front end delivers
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` broadcasts x `vectors` vectors of accumulators."""
+
+    rows: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """`extent` in `count` pieces, the first `large` of size `size`, the others of `size` - 1."""
+
+    extent: int
+    count: int
+    size: int
+    large: int
+
+    def sizes(self) -> Iterator[tuple[int, int, int]]:
+        """(first piece, one past the last piece, size) of each size that occurs."""
+        if self.large:
+            yield 0, self.large, self.size
+        if self.large < self.count:
+            yield self.large, self.count, self.size - 1
+
+    def start(self, piece: int, size: int) -> tuple[int, int]:
+        """(factor, constant) of the first element of a piece of this size: factor * piece + constant."""
+        return (size, 0) if size == self.size else (size, self.large)
+
+
+def even_split(extent: int, limit: int) -> Split:
+    """As few pieces of at most `limit` as possible, all of the same size but for one."""
+    count = -(-extent // limit)
+    size = -(-extent // count) if count else limit
+    return Split(extent, count, size, extent - (size - 1) * count if count else 0)
+
+
+def choose_tile(rows: int, columns: int, lanes: int, registers: int) -> Tile:
+    """The tile with the least estimated time for a rows x columns output."""
+    vectors = -(-columns // lanes)
+    candidates = [
+        Tile(r, v)
+        for v in range(1, min(max(vectors, 1), 8) + 1)
+        for r in range(1, min(max(rows, 1), 14) + 1)
+        if r * v + v + 1 <= registers
+    ]  # fmt: skip
+    return min(candidates, key=lambda tile: (_cost(tile, rows, vectors), -tile.rows * tile.vectors, tile.vectors))
+
+
+def _cost(tile: Tile, rows: int, vectors: int) -> float:
+    full, rest = divmod(vectors, tile.vectors)
+    split = even_split(rows, tile.rows)
+    total = 0.0
+    for first, last, size in split.sizes():
+        total += (last - first) * (full * _cycles(size, tile.vectors) + (_cycles(size, rest) if rest else 0.0))
+    return total
+
+
+def _cycles(rows: int, vectors: int) -> float:
+    """Cycles of one step of k: multiply-adds, loads, front end, and the latency of a chain of sums."""
+    products, loads = rows * vectors, rows + vectors
+    return max(products / 2, loads / 2, (products + loads + 3) / _OPERATIONS_PER_CYCLE, _FMA_LATENCY)
