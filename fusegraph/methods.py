@@ -13,7 +13,7 @@ SAME_NAME = (
     "expm1 flatten flip floor floor_divide gather ge gt index_add index_select isfinite isinf isnan le log log1p logical_and logical_not "
     "logical_or logical_xor logsumexp lt masked_fill matmul max maximum mean min minimum mul ne neg norm permute pow prod reciprocal relu "
     "remainder repeat reshape reshape_as round rsqrt scatter_add select sigmoid sign sin split sqrt square squeeze std sub sum swapaxes t "
-    "tanh transpose tril triu unbind unfold unsqueeze var view where").split()
+    "tanh transpose tril triu unbind unflatten unfold unsqueeze var view where").split()
 
 OPERATORS = {
     "__add__": "add", "__sub__": "sub", "__mul__": "mul", "__truediv__": "div", "__floordiv__": "floor_divide", "__mod__": "remainder",

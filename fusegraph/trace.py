@@ -8,7 +8,7 @@ function assigns becomes an update: the step writes its new value in place.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,29 @@ def current_trace() -> Trace | None:
     return _active.trace
 
 
+_configuration = 0
+
+
+def configuration_version() -> int:
+    """A number that grows when a setting that traces may depend on is changed: only then need their guards be read again."""
+    return _configuration
+
+
+def configuration_changed() -> None:
+    """Called when such a setting (training mode, `requires_grad`, an optimizer's option) is changed."""
+    global _configuration
+    _configuration += 1
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A setting that the traced function depends on: what it is, how it is read, what it was."""
+
+    what: str
+    read: Callable[[], Any]
+    value: Any
+
+
 @dataclass
 class Captured:
     """A concrete tensor that the traced function reads: its input node, and the value that it has by now."""
@@ -51,7 +74,13 @@ class Trace:
     captured: dict[int, Captured] = field(default_factory=dict)
     grads_before: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
     consumed_grads: set[int] = field(default_factory=set)
+    guards: list[Guard] = field(default_factory=list)
     closed: bool = False
+
+    def guard(self, what: str, read: Callable[[], Any]) -> None:
+        """This trace holds while `read()` gives what it gives now; changing the setting must call `configuration_changed`."""
+        if all(known.read != read for known in self.guards):
+            self.guards.append(Guard(what, read, read()))
 
     def argument(self, name: str, tensor: Tensor) -> Tensor:
         """A symbol for an argument of the traced function, of `tensor`'s shape and dtype."""

@@ -62,6 +62,11 @@ def module_scope(name: str) -> Iterator[None]:
         _module_path.pop()
 
 
+def inside_module() -> bool:
+    """Whether a module is running."""
+    return bool(_module_path)
+
+
 @contextmanager
 def located(location: Location) -> Iterator[None]:
     """Operations inside belong to `location`: a gradient belongs to the line of the operation that it is the gradient of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,22 @@ def broadcast_shapes(name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         raise user_error(ShapeError, f"{name}: shapes {text} do not broadcast together (sizes must be equal, or 1, from the last axis)") from None
 
 
+_CATEGORY = {"b": 0, "i": 1, "u": 1, "f": 2}
+
+
 def common_dtype(operands: tuple[Operand, ...]) -> DType:
-    """The type of an operation on `operands`, of which at least one is a tensor."""
+    """The type of an operation on `operands`, of which at least one is a tensor.
+
+    PyTorch's rule: tensors with axes decide; a 0-d tensor counts only if it is of a higher category (bool, integer, float),
+    and a Python number only if it is of a higher category still.
+    """
     tensors = [value for value in operands if not is_scalar(value)]
-    kind = tensors[0].dtype
-    for value in tensors[1:]:
-        kind = promote(kind, value.dtype)
+    kind: DType | None = None
+    for group in ([t for t in tensors if t.ndim], [t for t in tensors if not t.ndim]):
+        if group:
+            own = functools.reduce(promote, (value.dtype for value in group))
+            kind = own if kind is None or _CATEGORY[own.kind] > _CATEGORY[kind.kind] else kind
+    assert kind is not None
     for value in operands:
         if is_scalar(value):
             kind = scalar_dtype(value.item() if isinstance(value, np.generic) else value, kind)

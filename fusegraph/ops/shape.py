@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from fusegraph.ops.reduce import resolve_dims
 from fusegraph.tensor import Tensor, as_tensor, user_error
 
 __all__ = ["broadcast_to", "cat", "chunk", "concat", "contiguous", "expand", "expand_as", "flatten", "flip", "matmul", "mT", "pad",
-           "permute", "repeat", "reshape", "reshape_as", "split", "squeeze", "stack", "swapaxes", "t", "transpose", "unbind",
+           "permute", "repeat", "reshape", "reshape_as", "split", "squeeze", "stack", "swapaxes", "t", "transpose", "unbind", "unflatten",
            "unfold", "unsqueeze", "view"]
 
 
@@ -61,6 +62,19 @@ def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     for n in x.shape[first:last + 1]:
         joined *= n
     return emit.reshape(x, (*x.shape[:first], joined, *x.shape[last + 1:]))  # type: ignore[no-any-return]
+
+
+def unflatten(x: Any, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Axis `dim` taken apart into axes of the given sizes (one may be -1)."""
+    x = as_tensor(x)
+    (axis,) = resolve_dims("unflatten", x, dim)
+    sizes = list(sizes)
+    if sizes.count(-1) == 1:
+        known = -math.prod(sizes)
+        sizes[sizes.index(-1)] = x.shape[axis] // known if known else 0
+    if math.prod(sizes) != x.shape[axis] or min(sizes, default=0) < 0:
+        raise user_error(ShapeError, f"unflatten: sizes {sizes} do not multiply to {x.shape[axis]}, axis {axis} of shape {list(x.shape)}")
+    return emit.reshape(x, (*x.shape[:axis], *sizes, *x.shape[axis + 1:]))  # type: ignore[no-any-return]
 
 
 def permute(x: Any, *dims: Any) -> Tensor:

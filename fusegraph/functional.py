@@ -1,1 +1,0 @@
-"""Functions of neural networks, named as in torch.nn.functional."""
