@@ -1,6 +1,6 @@
 """Puts the scalar expressions of a fused loop into its loop nest.
 
-Every value is computed once, at the outermost loop where all that it depends on is known: a value with several readers, or
+Every value is computed once, at the outermost loop where all that it depends on is known. One with several readers, or
 one that leaves a loop, gets a variable; any other stands where it is read.
 """
 
@@ -235,7 +235,7 @@ class ExpressionWriter:
         if node.op == "clamp":
             value = node.args[0].args[0] if node.args[0].op == "cast" else node.args[0]
             return f"{self.names.buffers[value.attribute.buffer]}_index" if value.op == "load" else "index"
-        return NOUNS.get(node.op, f"{node.op}_value")
+        return node.op if node.op == "inside" else NOUNS.get(node.op, f"{node.op}_value")
 
     def _load_name(self, node: Expr) -> str:
         """x[r * 7 + c] is x_rc; with long names x_value."""
@@ -309,7 +309,9 @@ class ExpressionWriter:
 
 def _worth_a_name(node: Expr, text: Text) -> bool:
     """Whether a variable for `node` says more than its text."""
-    return node.op not in ("const", "acc") and not text.source.isidentifier() and (node.op != "index" or " " in text.source)
+    if node.op in ("const", "acc") or text.source.isidentifier():
+        return False
+    return node.op != "index" or " " in text.source
 
 
 def assignment(target: str, value: str, width: int) -> str:

@@ -67,7 +67,7 @@ def philox(key, counter, element):
 
 
 def helper_name(kind: str, dtype: DType | None = None) -> str:
-    """What the helper for elements of `dtype` is called: the plain name for float32, or where the type does not matter."""
+    """The helper's name for elements of `dtype`: the plain name for float32, or where the type does not matter."""
     return kind if dtype is None or dtype.name == "float32" else f"{kind}_{dtype.name}"
 
 

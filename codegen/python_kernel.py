@@ -25,7 +25,7 @@ _REDUCE_NOUNS = {
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A kernel's Python source. buffers: of its parameters, in order, by their names in the program; helpers: it calls them."""
+    """A kernel's Python source. buffers: its parameters, in order, by their names in the program."""
 
     name: str
     buffers: tuple[str, ...]

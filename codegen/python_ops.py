@@ -45,7 +45,7 @@ NOUNS = {
     "add": "added", "sub": "difference", "mul": "product", "div": "ratio", "pow": "power", "maximum": "larger",
     "minimum": "smaller", "floordiv": "quotient", "mod": "remainder", "shift_left": "shifted", "shift_right": "shifted",
     "eq": "equal", "ne": "unequal", "lt": "less", "le": "at_most", "gt": "greater", "ge": "at_least",
-    "where": "chosen", "logical_not": "opposite", "isnan": "is_nan", "inside": "inside", "clamp": "index", "philox": "bits",
+    "where": "chosen", "logical_not": "opposite", "isnan": "is_nan", "clamp": "index", "philox": "bits",
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ Helpers = Callable[[Helper], None]
 
 
 def operation_text(node: Expr, args: Sequence[Text], need: Helpers) -> Text:
-    """The text of `node`, a map or zip of the table, from its operands' texts; `need` gets the helpers that it calls."""
+    """The text of `node`, a map or zip from its operands' texts. `need` gets the helpers that it calls."""
     op, dtype = node.op, node.dtype
     if op in _COMPARE:
         return _comparison(node, args)

@@ -39,7 +39,7 @@ class PythonExecutable:
     def run(self, arrays: Mapping[str, Array]) -> None:
         """One step. `arrays`: inputs, states and outputs by buffer name, C-contiguous, of the buffer's dtype and size.
 
-        Raises IndexRangeError (a guard fails) or CompilerError (an array is missing or does not fit); then nothing has changed.
+        Raises IndexRangeError (a guard fails) or CompilerError (an array does not fit) before anything is changed.
         """
         flat = {name: self._memory[name] if name in self._memory else _flat(self.program.buffers[name], arrays)
                 for name in self._parameters}
@@ -83,8 +83,6 @@ def _flat(buffer: Buffer, arrays: Mapping[str, Array]) -> Array:
     if array is None:
         raise CompilerError(f"no array was given for {buffer.role} {buffer.name!r}")
     if array.dtype != buffer.dtype or array.size != buffer.size or not array.flags.c_contiguous:
-        raise CompilerError(
-            f"the array for {buffer.role} {buffer.name!r} must be C-contiguous {buffer.dtype.name}{list(buffer.shape)}, "
-            f"got {array.dtype.name}{list(array.shape)}"
-        )
+        wanted, got = f"{buffer.dtype.name}{list(buffer.shape)}", f"{array.dtype.name}{list(array.shape)}"
+        raise CompilerError(f"the array for {buffer.role} {buffer.name!r} must be C-contiguous {wanted}, got {got}")
     return array.reshape(-1)
