@@ -15,11 +15,17 @@ from fusegraph.ir.verify import verify as verify_graph
 from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
 from fusegraph.passes.cse import CSE
 from fusegraph.passes.dce import DCE
+from fusegraph.passes.gradients import GRADIENTS, SOFTMAX_PASS
+from fusegraph.passes.reductions import REDUCTIONS_PASS
+from fusegraph.passes.scalars import SCALARS_PASS
 from fusegraph.passes.simplify import SIMPLIFY
+from fusegraph.passes.sparse import SPARSE_PASS
+from fusegraph.passes.split_reduce import SPLIT_REDUCE
 
 __all__ = ["PIPELINE", "Pass", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
 
-PIPELINE: tuple[Pass, ...] = (SIMPLIFY, CSE, DCE)
+PIPELINE: tuple[Pass, ...] = (
+    SIMPLIFY, CSE, GRADIENTS, SOFTMAX_PASS, SCALARS_PASS, REDUCTIONS_PASS, SPARSE_PASS, SPLIT_REDUCE, DCE)
 
 # Rounds over all passes. Traced training steps settle in two to four; the bound is for rules that work on long chains.
 MAX_ROUNDS = 12

@@ -104,6 +104,32 @@ class RewriteBuilder(GraphBuilder):
         """`node` as an operand of the functions in `fusegraph.ir.emit`."""
         return Value(self, node)
 
+    def is_single_use(self, node: Node) -> bool:
+        """Whether at most one node reads `node`: what is computed for it is not needed elsewhere."""
+        return self.uses[node] <= 1
+
+    def reshape(self, x: Node, shape: Shape) -> Node:
+        """`x` with another shape."""
+        return x if x.shape == tuple(shape) else self.add("reshape", (x,), {"shape": tuple(shape)})
+
+    def expand(self, x: Node, shape: Shape) -> Node:
+        """`x` repeated to `shape`."""
+        return x if x.shape == tuple(shape) else self.add("expand", (x,), {"shape": tuple(shape)})
+
+    def permute(self, x: Node, axes: Shape) -> Node:
+        """`x` with its axes in the order `axes`."""
+        return x if tuple(axes) == tuple(range(x.ndim)) else self.add("permute", (x,), {"axes": tuple(axes)})
+
+    def reduce(self, op: str, x: Node, axes: Iterable[int]) -> Node:
+        """`x` reduced over `axes`, which go away."""
+        ordered = tuple(sorted(axes))
+        return self.add(op, (x,), {"axes": ordered}) if ordered else x
+
+    def slice(self, x: Node, start: Shape, size: Shape, step: Shape | None = None) -> Node:
+        """The elements start, start + step, ... (size of them) of each axis."""
+        step = (1,) * x.ndim if step is None else step
+        return self.add("slice", (x,), {"start": tuple(start), "size": tuple(size), "step": tuple(step)})
+
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
     """`graph` with `rule` applied to every node, producers first, until it gives None.
@@ -200,6 +226,27 @@ def scalar_of(node: Node) -> Node | None:
     return source if source.shape == () else None
 
 
-def element_count(extents: Iterable[int]) -> int:
-    """The product of `extents`."""
-    return math.prod(extents)
+def split_factor(x: Node) -> tuple[Node, Node] | None:
+    """(a, s) when `x` is a * s with a 0-d, repeated `s` (and `a` is no repeated scalar itself)."""
+    if x.op == "mul":
+        for a, factor in (x.inputs, x.inputs[::-1]):
+            scalar = scalar_of(factor)
+            if scalar is not None and scalar_of(a) is None:
+                return a, scalar
+    return None
+
+
+def without_ones(shape: Shape) -> Shape:
+    """The extents other than 1: what a reshape that only adds or removes axes of size 1 keeps."""
+    return tuple(extent for extent in shape if extent != 1)
+
+
+def without_axes(shape: Shape, axes: Iterable[int]) -> Shape:
+    """`shape` without the given axes."""
+    gone = set(axes)
+    return tuple(extent for axis, extent in enumerate(shape) if axis not in gone)
+
+
+def aligned(shape: Shape, rank: int) -> Shape:
+    """`shape` as broadcasting sees it beside a shape of `rank` axes: with axes of size 1 in front."""
+    return (1,) * (rank - len(shape)) + tuple(shape)

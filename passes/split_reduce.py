@@ -1,0 +1,82 @@
+"""Large reductions in two steps, so that threads can share the first one. Not bit-exact; left out when `exact`.
+
+    sum(x[n, ...])  ->  sum(sum(reshape(x, [chunks, n / chunks, ...])))
+
+for more than 2**16 elements and fewer than 64 results. The number of chunks depends on the shape alone, never on how
+many threads there are: the result is the same on any machine. What is left over when the chunks do not divide the axis
+is added at the end.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fusegraph.ir.graph import Graph, Node
+from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
+from fusegraph.passes.simplify_reduce import is_large
+
+SPLIT = Rules()
+Inputs = tuple[Node, ...]
+Found = Node | Value | None
+
+# 64 chunks keep any likely number of threads busy; 256 partial results are still a trifle to add up.
+FEWEST_CHUNKS = 64
+MOST_CHUNKS = 256
+_COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
+
+
+def _chunks(extent: int) -> int:
+    """The largest divisor of `extent` that is a good number of chunks, or 0."""
+    return next((n for n in range(min(MOST_CHUNKS, extent), FEWEST_CHUNKS - 1, -1) if extent % n == 0), 0)
+
+
+@SPLIT.on(*_COMBINE)
+def in_two_steps(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """reduce(x) -> reduce(reduce(chunks of x))"""
+    (x,) = inputs
+    axes = node.params["axes"]
+    if not is_large(x, axes) or (node.op in ("max", "min") and node.dtype.kind == "b"):
+        return None
+    x, axes = _joined(build, x, axes)
+    axis = axes[0]
+    extent = x.shape[axis]
+    if extent < FEWEST_CHUNKS:
+        return None
+    chunks = _chunks(extent)
+    if chunks:
+        return _split(build, node.op, x, axes, chunks)
+    even = extent - extent % FEWEST_CHUNKS
+    main = _part(build, x, axis, 0, even)
+    rest = _part(build, x, axis, even, extent - even)
+    total = _split(build, node.op, main, axes, _chunks(even))
+    return build.add(_COMBINE[node.op], (total, build.reduce(node.op, rest, axes)))
+
+
+def _joined(build: RewriteBuilder, x: Node, axes: tuple[int, ...]) -> tuple[Node, tuple[int, ...]]:
+    """`x` with its first reduced axis long enough to be cut: the reduced axes after it are joined to it as needed."""
+    first, last = axes[0], axes[0]
+    while math.prod(x.shape[first:last + 1]) < FEWEST_CHUNKS and last + 1 in axes:
+        last += 1
+    shape = (*x.shape[:first], math.prod(x.shape[first:last + 1]), *x.shape[last + 1:])
+    gone = last - first
+    return build.reshape(x, shape), (first, *(axis - gone for axis in axes if axis > last))
+
+
+def _split(build: RewriteBuilder, op: str, x: Node, axes: tuple[int, ...], chunks: int) -> Node:
+    first = axes[0]
+    cut = build.reshape(x, (*x.shape[:first], chunks, x.shape[first] // chunks, *x.shape[first + 1:]))
+    partial = build.reduce(op, cut, (axis + 1 for axis in axes))
+    return build.reduce(op, partial, (first,))
+
+
+def _part(build: RewriteBuilder, x: Node, axis: int, start: int, size: int) -> Node:
+    begin = tuple(start if i == axis else 0 for i in range(x.ndim))
+    return build.slice(x, begin, tuple(size if i == axis else n for i, n in enumerate(x.shape)))
+
+
+def split_reduce(graph: Graph) -> Graph:
+    """`graph` with large reductions to few results done in two steps."""
+    return rewrite(graph, SPLIT)
+
+
+SPLIT_REDUCE = Pass("split_reduce", split_reduce, exact=False)
