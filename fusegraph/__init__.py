@@ -6,9 +6,11 @@ from fusegraph import methods as _methods  # noqa: F401  (gives Tensor its metho
 from fusegraph import autograd, functional, nn, optim
 from fusegraph.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled, value_and_grad
 from fusegraph.autograd import grad_of as grad
+from fusegraph.compiler import Compiled, compile
 from fusegraph.dtypes import bool_, float32, float64, int32, int64, uint8, uint32
 from fusegraph.ops import *  # noqa: F403
 from fusegraph.random import Generator, manual_seed
+from fusegraph.runtime.threads import get_num_threads, set_num_threads
 from fusegraph.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
 
 __version__ = "0.1.0"

@@ -245,8 +245,8 @@ class _Groups:
         if new is old or root.node is new:
             return False
         seen, stack = set(), [operand for operand in (root.node,) if root.node is not new]
-        if root.node is new or (root.kind == "map" and name != root.buffer and self.state.names.get(_storage(root.node)) == name):
-            return True  # a copy of the new value into an output
+        if root.kind == "map" and name != root.buffer and self.state.names.get(_storage(root.node)) == name:
+            return _storage(root.node) is not old  # a copy into an output: of the new value, or of the old one
         while stack:
             node = stack.pop()
             for operand in node.inputs:

@@ -1,0 +1,166 @@
+"""A whole program as one native function: `void step(ptr table, ptr ctl, i64 tid, i64 nt)`.
+
+table[0]  the arena        table[1]  thread 0's workspace (the others follow, `workspace_bytes` apart)
+table[2]  set to 1 + the number of a guard that failed (then nothing has been changed)
+table[3+] addresses of inputs, states and outputs, in the order of the memory plan
+
+All threads run the same function. Between two kernels there is a barrier only where one needs what another thread wrote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fusegraph.codegen.cpu.contract import emit_contract
+from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
+from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.nest import emit_nest
+from fusegraph.codegen.cpu.scatter import emit_scatter
+from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
+from fusegraph.ir.loops import Guard, Loop, Program
+
+TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class StepCode:
+    """A program's IR text and what its caller must provide. `barriers`: how many a step passes."""
+
+    text: str
+    memory: MemoryPlan
+    workspace_bytes: int
+    barriers: int
+    kernels: tuple[EmittedKernel, ...]
+
+
+def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, exact: bool) -> EmittedKernel:
+    """One Loop as a function of `module`, by the emitter of its schedule."""
+    if loop.schedule == "contract":
+        made = emit_contract(module, loop, program, vector_bits, exact=exact)
+        if made is not None:
+            return made
+    if loop.schedule == "scatter":
+        return emit_scatter(module, loop, program, vector_bits, exact=exact)
+    return emit_nest(module, loop, program, vector_bits, exact=exact)
+
+
+def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False) -> StepCode:
+    """The whole program. `barrier_text` defines @fg_barrier."""
+    module = Module(vector_bits=vector_bits)
+    kernels = tuple(emit_kernel(module, loop, program, vector_bits, exact) for loop in program.loops)
+    memory = plan_memory(program)
+    scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
+    workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
+    guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
+    barriers = _emit_driver(module, program, memory, kernels, guards, workspace)
+    return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
+
+
+def _emit_driver(module: Module, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...], guards: list[str],
+                 workspace: int) -> int:
+    fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
+    arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
+    space = fn.load("ptr", fn.gep("%table", TABLE_WORKSPACE, "ptr"))
+    mine = fn.gep(space, fn.op(f"mul i64 %tid, {workspace}"), "i8")
+    address = {name: fn.load("ptr", fn.gep("%table", TABLE_FIRST + slot, "ptr")) for slot, name in enumerate(memory.externals)}
+    address |= {name: fn.gep(arena, offset, "i8") for name, offset in memory.arena.items()}
+    address |= {name: fn.gep(mine, offset, "i8") for name, offset in memory.locals.items()}
+    scratch = fn.gep(mine, memory.local_bytes, "i8")
+    for number, (guard, name) in enumerate(zip(program.guards, guards, strict=True)):
+        _call_guard(fn, name, address[guard.buffer], number)
+    barriers = _call_kernels(fn, program, memory, kernels, address, scratch)
+    fn.ret()
+    return barriers
+
+
+def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int) -> None:
+    bad = fn.op(f"call i1 @{name}(ptr {pointer})")
+    with fn.if_(bad):
+        fn.store("i64", number + 1, fn.gep("%table", TABLE_ERROR, "i64"))
+        fn.ret()
+        fn.label(fn.fresh_label("unreachable"))
+
+
+def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...],
+                  address: dict[str, str], scratch: str) -> int:
+    """Calls in order; a barrier before a kernel that touches what was written, or writes what was read, since the last one."""
+    written: set[str] = set()
+    read: set[str] = set()
+    regions = _Regions(program, memory)
+    count = 0
+    for loop, kernel in zip(program.loops, kernels, strict=True):
+        reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
+        writes = {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
+        if regions.clash(written, reads | writes) or regions.clash(read, writes):
+            fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
+            written, read = set(), set()
+            count += 1
+        read |= reads
+        written |= writes
+        arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
+        arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
+        if kernel.parallel:
+            fn.emit(f"call void @{kernel.name}({arguments}, i64 %tid, i64 %nt)")
+        else:
+            with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
+                fn.emit(f"call void @{kernel.name}({arguments}, i64 0, i64 1)")
+    return count
+
+
+class _Regions:
+    """What of memory a buffer is: its bytes in the arena, or itself."""
+
+    def __init__(self, program: Program, memory: MemoryPlan) -> None:
+        self._memory = memory
+        self._program = program
+
+    def of(self, name: str) -> tuple[str, int, int]:
+        """(where, first byte, end)."""
+        if name in self._memory.arena:
+            start = self._memory.arena[name]
+            return ("arena", start, start + self._program.buffers[name].nbytes)
+        return (name, 0, 1)
+
+    def clash(self, some: set[tuple[str, int, int]], others: set[tuple[str, int, int]]) -> bool:
+        """Whether two regions share a byte."""
+        return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)
+
+
+_LLVM_INTEGER = {"int64": "i64", "int32": "i32", "uint32": "i32", "uint8": "i8"}
+
+
+def _emit_guard(module: Module, guard: Guard, number: int, program: Program) -> str:
+    """A function that says whether an element of an index input is out of range: a few lanes at a time, without branches."""
+    buffer = program.buffers[guard.buffer]
+    kind = _LLVM_INTEGER[buffer.dtype.name]
+    signed = buffer.dtype.kind == "i"
+    fn = FunctionBuilder(f"guard{number}", ["ptr noalias readonly %p"], returns="i1")
+    lanes = 8
+    vector = f"<{lanes} x {kind}>"
+    whole = buffer.size // lanes * lanes
+    with fn.loop(0, whole, lanes, carried=[(f"<{lanes} x i1>", "zeroinitializer")]) as loop:
+        value = fn.load(vector, fn.gep("%p", loop.index, kind), buffer.dtype.itemsize)
+        loop.next(fn.op(f"or <{lanes} x i1> {loop.phis[0]}, {_outside(fn, guard, vector, value, signed, f'splat ({kind} ', ')')}"))
+    found = fn.op(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {loop.results[0]})")
+    fn.declare(f"llvm.vector.reduce.or.v{lanes}i1", f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)")
+    for element in range(whole, buffer.size):
+        value = fn.load(kind, fn.gep("%p", element, kind), buffer.dtype.itemsize)
+        found = fn.op(f"or i1 {found}, {_outside(fn, guard, kind, value, signed, '', '')}")
+    fn.ret("i1", found)
+    module.add(fn)
+    return fn.name
+
+
+def _outside(fn: FunctionBuilder, guard: Guard, type_: str, value: str, signed: bool, before: str, after: str) -> str:
+    """Whether `value` is outside of the guard's range (and is not the allowed exception)."""
+    def constant(number: int) -> str:
+        return f"{before}{number}{after}"
+
+    below = fn.op(f"icmp {'slt' if signed else 'ult'} {type_} {value}, {constant(guard.low)}")
+    above = fn.op(f"icmp {'sge' if signed else 'uge'} {type_} {value}, {constant(guard.high)}")
+    truth = "i1" if not type_.startswith("<") else f"{type_.split(' x ')[0]} x i1>"
+    bad = fn.op(f"or {truth} {below}, {above}")
+    if guard.allow is None:
+        return bad
+    other = fn.op(f"icmp ne {type_} {value}, {constant(guard.allow)}")
+    return fn.op(f"and {truth} {bad}, {other}")

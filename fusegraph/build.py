@@ -1,0 +1,242 @@
+"""Building: an op graph becomes something that runs. Passes, fusion, code generation, the disk cache.
+
+`build` gives an Artifact: the executable, and what is needed to explain it. The stages are kept as functions of the graph (they
+are pure and deterministic), so that `explain` and `dump` show exactly what was compiled, also after a hit of the disk cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fusegraph import log
+from fusegraph.errors import OptionError
+from fusegraph.ir import interpret
+from fusegraph.ir.graph import Graph
+from fusegraph.ir.text import print_graph
+
+if TYPE_CHECKING:
+    from fusegraph.ir.loops import Program
+    from fusegraph.passes.fuse import FusionReport
+    from fusegraph.runtime.executable import StepLayout
+
+Array = np.ndarray[Any, Any]
+BACKENDS = ("cpu", "numba", "python", "reference", "cuda")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile: see `fusegraph.compile`."""
+
+    backend: str = "cpu"
+    fuse: bool = True
+    exact: bool = False
+    verify: bool = False
+    disable: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise OptionError(f"backend {self.backend!r} does not exist; use one of {', '.join(BACKENDS)}")
+
+
+class Executable(Protocol):
+    """Runs a compiled graph on arrays in the order of its inputs; updated inputs change in place."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]: ...
+
+
+class ReferenceExecutable:
+    """The numpy interpreter."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._updated = [graph.inputs.index(old) for old, _ in graph.updates]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """All values first, then the updates: an error leaves everything as it was."""
+        outputs, updates = interpret.run(self.graph, inputs)
+        outputs = [np.array(value) for value in outputs]
+        updates = [np.array(value) for value in updates]
+        for position, value in zip(self._updated, updates, strict=True):
+            np.copyto(inputs[position], value)
+        return outputs
+
+
+class ProgramExecutable:
+    """A backend that runs a Program's Python source on arrays by name (numba, or plain Python)."""
+
+    def __init__(self, program: Program, inner: Any) -> None:
+        self.program, self.inner = program, inner
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run on `inputs`; outputs are made anew."""
+        arrays = dict(zip(self.program.inputs, inputs, strict=True))
+        for name in self.program.outputs:
+            buffer = self.program.buffers[name]
+            arrays[name] = np.empty(buffer.shape, buffer.dtype)
+        self.inner.run(arrays)
+        return [arrays[name] for name in self.program.outputs]
+
+
+@dataclass
+class Artifact:
+    """A compiled graph. `seconds`: time of each stage of the compilation; `from_cache`: whether code came from the disk."""
+
+    source: Graph
+    options: Options
+    executable: Executable
+    seconds: dict[str, float] = field(default_factory=dict)
+    from_cache: bool = False
+
+    @cached_property
+    def stages(self) -> list[tuple[str, Graph]]:
+        """The graph after each pass that was run, by name."""
+        from fusegraph.passes import run_pipeline
+
+        record: list[tuple[str, Graph]] = []
+        run_pipeline(self.source, disable=_pass_names(self.options), record=record, exact=self.options.exact)
+        return record
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The optimised op graph."""
+        return optimised(self.source, self.options)
+
+    @cached_property
+    def fused(self) -> tuple[Program, FusionReport]:
+        """The fused program, and what fusion says of it."""
+        from fusegraph.passes.fuse import fuse
+
+        return fuse(self.graph, merge=self.options.fuse)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run on arrays in the order of the graph's inputs. Outputs have the shapes of the graph's outputs."""
+        if self.options.verify:
+            from fusegraph.verify import run_verified
+
+            results = run_verified(self, inputs)
+        else:
+            results = self.executable.run(inputs)
+        return [value.reshape(node.shape) for value, node in zip(results, self.source.outputs, strict=True)]
+
+
+def _pass_names(options: Options) -> tuple[str, ...]:
+    """Passes that are not to run."""
+    return tuple(name for name in options.disable if name != "fuse")
+
+
+def optimised(graph: Graph, options: Options) -> Graph:
+    """The graph after the passes."""
+    from fusegraph.passes import run_pipeline
+
+    return run_pipeline(graph, disable=_pass_names(options), exact=options.exact)
+
+
+def build(graph: Graph, options: Options) -> Artifact:
+    """Compile `graph`. Raises OptionError for an unknown pass in `disable`, UnsupportedError for a missing backend."""
+    if options.backend == "reference":
+        return Artifact(graph, options, ReferenceExecutable(graph))
+    if options.backend == "cpu":
+        return _build_native(graph, options)
+    if options.backend == "cuda":
+        from fusegraph.errors import UnsupportedError
+
+        raise UnsupportedError("backend='cuda' is not built yet; use backend='cpu'")
+    artifact = Artifact(graph, options, ReferenceExecutable(graph))
+    program, _ = artifact.fused
+    from fusegraph.runtime import numba_backend
+
+    maker = numba_backend.NumbaExecutable if options.backend == "numba" else numba_backend.PythonExecutable
+    artifact.executable = ProgramExecutable(program, maker(program))
+    return artifact
+
+
+@lru_cache(maxsize=1)
+def generator_digest() -> str:
+    """A digest of this package's own source: code in the cache that other source made is never used."""
+    import fusegraph.codegen
+    import fusegraph.passes
+
+    digest = hashlib.sha256()
+    folders = [Path(__file__).parent, *(Path(module.__path__[0]) for module in (fusegraph.passes, fusegraph.codegen))]
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            status = path.stat()
+            digest.update(f"{path.relative_to(folder)}:{status.st_size}:{status.st_mtime_ns};".encode())
+    return digest.hexdigest()
+
+
+def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
+    from fusegraph.runtime.cache import DiskCache
+
+    cache = DiskCache()
+    text = repr(graph.structure())
+    return cache, cache.key("step", text, repr((options.fuse, options.exact, options.disable)), generator_digest())
+
+
+def _build_native(graph: Graph, options: Options) -> Artifact:
+    from fusegraph.runtime.executable import NativeStep, StepLayout
+
+    start = time.perf_counter()
+    cache, key = _cache_key(graph, options)
+    entry = cache.get(key)
+    if entry is not None:
+        try:
+            layout = StepLayout.from_json(json.loads(entry["layout.json"]))
+            step = NativeStep(entry["object"], layout)
+        except (KeyError, TypeError, ValueError):
+            entry = None
+        else:
+            log.event("cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms")
+            return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True)
+    artifact = Artifact(graph, options, ReferenceExecutable(graph))
+    code, layout = _generate(artifact)
+    cache.put(key, {"object": code, "layout.json": json.dumps(layout.to_json()).encode()})
+    started = time.perf_counter()
+    artifact.executable = NativeStep(code, layout)
+    artifact.seconds["load"] = time.perf_counter() - started
+    log.event("kernels", f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
+              f"compiled in {time.perf_counter() - start:.3f} s")
+    return artifact
+
+
+def step_code(artifact: Artifact) -> Any:
+    """The LLVM IR of an artifact's fused program (codegen.cpu.step.StepCode)."""
+    from fusegraph.codegen.cpu.step import emit_step
+    from fusegraph.runtime import llvm
+    from fusegraph.runtime.pool import barrier_ir
+
+    return emit_step(artifact.fused[0], llvm.target().vector_bits, barrier_ir(), artifact.options.exact)
+
+
+def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
+    from fusegraph.runtime import llvm
+    from fusegraph.runtime.executable import Slot, StepLayout
+
+    seconds = artifact.seconds
+    clock = time.perf_counter()
+    artifact.graph  # noqa: B018  (computed and kept)
+    seconds["passes"], clock = time.perf_counter() - clock, time.perf_counter()
+    program, _ = artifact.fused
+    seconds["fusion"], clock = time.perf_counter() - clock, time.perf_counter()
+    step = step_code(artifact)
+    seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
+    code = llvm.compile_ir(step.text)
+    seconds["llvm"] = time.perf_counter() - clock
+    slots = tuple(Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals))
+    layout = StepLayout(slots, program.inputs, program.outputs, program.guards, step.memory.arena_bytes, step.workspace_bytes,
+                        tuple(kernel.name for kernel in step.kernels), step.barriers, step.memory.unshared_bytes)
+    return code, layout
+
+
+def text_without_locations(graph: Graph) -> str:
+    """The text form without comments: equal for graphs that compute the same."""
+    return "\n".join(line.partition("  # ")[0] for line in print_graph(graph).splitlines())

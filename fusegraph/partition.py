@@ -1,0 +1,191 @@
+"""Forward and backward of a compiled model as two programs: what the forward keeps for the backward.
+
+The joint graph (forward and gradients) is optimised as a whole and then cut: what depends on an output's gradient runs in the
+backward program. Of the forward values that it needs, graph inputs are handed over as they are, and cheap functions of kept
+values are computed again; the rest is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusegraph import autograd
+from fusegraph.ir import emit
+from fusegraph.ir.graph import Graph, GraphBuilder, Node
+from fusegraph.ir.primitives import PRIMITIVES
+
+if TYPE_CHECKING:
+    from fusegraph.build import Options
+    from fusegraph.compiler import Version
+    from fusegraph.tensor import Tensor
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Joint:
+    """How the backward program hangs together with the forward one.
+
+    roots      positions of the outputs that have a gradient; seeds: the inputs that stand for those gradients
+    targets    what gets a gradient: argument symbols and captured tensors; gradients: their nodes
+    outputs    nodes of the function's own results
+    saved      forward values that the forward program gives besides; passed: forward inputs that the backward reads again
+    """
+
+    roots: list[int]
+    seeds: list[Node]
+    targets: list[Any]
+    gradients: list[Node]
+    outputs: list[Node]
+    saved: list[Node] = field(default_factory=list)
+    passed: list[int] = field(default_factory=list)
+    source: Graph | None = None
+
+    @property
+    def count(self) -> int:
+        """How many of the forward program's outputs are the function's own."""
+        return len(self.outputs)
+
+    def attach(self, version: Version, arguments: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array]) -> None:
+        """Record the call, so that `.backward()` of its outputs runs the backward program."""
+        inputs = [self._concrete(target, version, arguments) for target in self.targets]
+        kept = [arrays[position] for position in self.passed] + made[self.count:]
+        shapes = [made[i].shape for i in self.roots]
+        backward = version.backward
+        assert backward is not None
+
+        def pull(cotangents: list[Any]) -> list[Any]:
+            from fusegraph.tensor import Tensor
+
+            if autograd.is_grad_enabled():
+                return self._replayed(version, arguments, inputs, cotangents)
+            seeds = [np.zeros(shape, made[i].dtype) if cotangents[i] is None else np.ascontiguousarray(cotangents[i]._value)
+                     for i, shape in zip(self.roots, shapes, strict=True)]
+            return [Tensor._make(value) for value in backward.run([*kept, *seeds])]
+
+        record = autograd.Record(inputs, len(outputs), pull)
+        for position in self.roots:
+            outputs[position].requires_grad = True
+            outputs[position]._record, outputs[position]._output = record, position
+
+    def _concrete(self, target: Any, version: Version, arguments: list[Tensor]) -> Tensor:
+        """The tensor of this call that a target stands for."""
+        if not target.is_symbol:
+            return target  # type: ignore[no-any-return]
+        assert self.source is not None
+        return arguments[self.source.inputs.index(target._value)]
+
+    def _replayed(self, version: Version, arguments: list[Tensor], inputs: list[Tensor], cotangents: list[Any]) -> list[Any]:
+        """Gradients that can be differentiated again: the forward graph applied to the tensors, operation by operation."""
+        assert self.source is not None
+        values: dict[Node, Any] = dict(zip(self.source.inputs, [*arguments, *version.captured], strict=True))
+        for node in self.source.nodes:
+            if node.op != "input":
+                values[node] = _apply(node, [values[value] for value in node.inputs], arguments or version.captured)
+        roots = [values[self.outputs[i]] for i in self.roots if cotangents[i] is not None]
+        seeds = [cotangents[i] for i in self.roots if cotangents[i] is not None]
+        return list(autograd.grad(roots, inputs, seeds, create_graph=True, allow_unused=True))
+
+
+def _apply(node: Node, operands: list[Any], anchors: list[Any]) -> Any:
+    if operands:
+        return emit.bind(node.op, *operands, **node.params)
+    return anchors[0].__fg_bind__(node.op, (), dict(node.params))
+
+
+def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, Joint, Graph]:
+    """(forward graph with the kept values among its outputs, the finished joint, backward graph)."""
+    from fusegraph.build import optimised
+
+    whole = Graph(forward.name, forward.inputs, (*forward.outputs, *joint.gradients), forward.updates)
+    whole = _with_all_inputs(whole, joint.seeds)
+    after = whole if options.backend == "reference" else optimised(whole, options)
+    outputs = list(after.outputs[:len(forward.outputs)])
+    gradients = list(after.outputs[len(forward.outputs):])
+    seeds = list(after.inputs[len(after.inputs) - len(joint.seeds):])
+    inputs = after.inputs[:len(after.inputs) - len(joint.seeds)]
+    late = _depending(after, set(seeds))
+    updated = {old for old, _ in after.updates}
+    saved, passed = _kept(after, gradients, late, updated)
+    done = Joint(joint.roots, seeds, joint.targets, gradients, outputs, saved, [inputs.index(node) for node in passed],
+                 Graph(forward.name, tuple(node for node in forward.inputs if node not in joint.seeds), forward.outputs, forward.updates))
+    done.outputs = list(forward.outputs)
+    front = Graph(forward.name, inputs, (*outputs, *saved), after.updates)
+    return front, done, _backward_graph(after, gradients, passed, saved, seeds, late)
+
+
+def _with_all_inputs(graph: Graph, seeds: list[Node]) -> Graph:
+    """The graph with `seeds` last among its inputs."""
+    first = tuple(node for node in graph.inputs if node not in seeds)
+    return Graph(graph.name, (*first, *seeds), graph.outputs, graph.updates)
+
+
+def _depending(graph: Graph, sources: set[Node]) -> set[Node]:
+    late = set(sources)
+    for node in graph.nodes:
+        if any(value in late for value in node.inputs):
+            late.add(node)
+    return late
+
+
+def _kept(graph: Graph, gradients: list[Node], late: set[Node], updated: set[Node]) -> tuple[list[Node], list[Node]]:
+    """Forward values that the backward needs: (to be kept, graph inputs that are handed over)."""
+    needed = {value for node in graph.nodes if node in late for value in node.inputs if value not in late}
+    needed |= {node for node in gradients if node not in late}
+    kept: set[Node] = set()
+    passed: set[Node] = set()
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    waiting = set(needed)
+    while waiting:
+        node = max(waiting, key=position.__getitem__)
+        waiting.discard(node)
+        if node.op == "input":
+            (kept if node in updated else passed).add(node)
+        elif _is_free(node) or _is_cheap(node, kept | waiting | passed, updated):
+            waiting.update(node.inputs)
+        else:
+            kept.add(node)
+    order = position.__getitem__
+    return sorted(kept, key=order), sorted(passed, key=order)
+
+
+def _is_free(node: Node) -> bool:
+    kind = PRIMITIVES[node.op].kind
+    return node.op in ("constant", "iota") or (kind == "view" and node.op not in ("pad", "concat"))
+
+
+def _is_cheap(node: Node, at_hand: set[Node], updated: set[Node]) -> bool:
+    """A cheap function of values that the backward has anyway."""
+    primitive = PRIMITIVES[node.op]
+    if primitive.kind not in ("map", "zip") or primitive.cost != "cheap":
+        return False
+    return all(_base(value) in at_hand or _base(value).op in ("constant", "iota") or
+               (_base(value).op == "input" and _base(value) not in updated) for value in node.inputs)
+
+
+def _base(node: Node) -> Node:
+    while node.op != "input" and PRIMITIVES[node.op].kind == "view" and len(node.inputs) == 1:
+        node = node.inputs[0]
+    return node
+
+
+def _backward_graph(graph: Graph, gradients: list[Node], passed: list[Node], saved: list[Node], seeds: list[Node], late: set[Node]) -> Graph:
+    builder = GraphBuilder()
+    new: dict[Node, Node] = {}
+    for prefix, nodes in (("", passed), ("saved_", saved), ("", seeds)):
+        for number, node in enumerate(nodes):
+            name = node.name if not prefix else f"{prefix}{number}_{node.name or node.op}"
+            new[node] = builder.input(name, node.shape, node.dtype)
+    for node in graph.nodes:
+        if node not in new and node.op != "input" and all(value in new for value in node.inputs):
+            if node in late or _wanted(node):
+                new[node] = builder.add(node.op, [new[value] for value in node.inputs], node.params, node.location)
+    return builder.finish([new[node] for node in gradients], (), f"{graph.name}_backward")
+
+
+def _wanted(node: Node) -> bool:
+    """Forward nodes may be computed again; which of them are needed, the finished graph finds out."""
+    return "random" not in PRIMITIVES[node.op].traits
