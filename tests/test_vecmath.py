@@ -18,7 +18,6 @@ from fusegraph.runtime import llvm
 UNARY = [name for name in FUNCTIONS if name != "pow"]
 MAX_ULP = 2.5
 _DTYPES = {"float": np.float32, "double": np.float64}
-_BITS = {"float": np.uint32, "double": np.uint64}
 
 
 @functools.cache
@@ -58,11 +57,11 @@ def erf(x: np.ndarray) -> np.ndarray:
     return np.array([math.erf(value) for value in x.tolist()])
 
 
-def reference(name: str, *operands: np.ndarray) -> np.ndarray:
-    """The function in float64."""
+def reference(name: str, *operands: np.ndarray, wide: type = np.float64) -> np.ndarray:
+    """The function in a wider format."""
     functions = {"sigmoid": sigmoid, "erf": erf, "pow": np.power, "rsqrt": lambda x: 1.0 / np.sqrt(x)}
     with np.errstate(all="ignore"):
-        return functions.get(name, getattr(np, name, None))(*[a.astype(np.float64) for a in operands])
+        return functions.get(name, getattr(np, name, None))(*[a.astype(wide) for a in operands])
 
 
 def float32_samples(step: int, seed: int) -> np.ndarray:
@@ -82,13 +81,14 @@ def edges() -> np.ndarray:
 
 
 def assert_close(name: str, got: np.ndarray, want: np.ndarray, limit: float, *operands: np.ndarray) -> None:
-    """Finite results within ``limit`` ulp of float32, others (inf, NaN) and the sign of zeros equal."""
+    """Finite results within ``limit`` ulp of their own format, others (inf, NaN) and the sign of zeros equal."""
+    info = np.finfo(got.dtype)
     with np.errstate(all="ignore"):
-        rounded = want.astype(np.float32)
+        rounded = want.astype(got.dtype)
         finite = np.isfinite(rounded) & np.isfinite(got)
-        _, exponent = np.frexp(np.abs(want))
-        unit = np.ldexp(1.0, np.maximum(exponent - 1, -126) - 23)
-        error = np.where(finite, np.abs(got.astype(np.float64) - want) / unit, 0.0)
+        _, exponent = np.frexp(np.where(finite, want, 1.0))
+        unit = np.ldexp(want.dtype.type(1.0), np.maximum(exponent - 1, info.minexp) - info.nmant)
+        error = np.where(finite, np.abs(got - want) / unit, 0.0)
         same = (got == rounded) & (np.signbit(got) == np.signbit(rounded)) | (np.isnan(got) & np.isnan(rounded))
         wrong = np.where(finite & (want != 0.0), error > limit, ~same)
     at = np.flatnonzero(wrong)[:5]
@@ -214,6 +214,31 @@ def test_pow_accuracy(kind: str) -> None:
     assert_close("pow", evaluate("pow", x, y), reference("pow", x, y), 0.6, x, y)
 
 
+def float64_samples() -> np.ndarray:
+    rng, n = np.random.default_rng(17), 1 << 18
+    wide = rng.choice([-1.0, 1.0], n) * np.exp(rng.uniform(-45, 12, n))
+    bits = rng.integers(0, 1 << 64, n, dtype=np.uint64).view(np.float64)
+    return np.concatenate([rng.normal(0, 4, n), wide, bits, rng.uniform(-750, 715, n)])
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs a long double of 64 bits as the reference")
+@pytest.mark.parametrize("name", [name for name in UNARY if name != "erf"])
+def test_float64_accuracy(name: str) -> None:
+    x = float64_samples()
+    assert_close(name, evaluate(name, x, lanes=4, element="double"), reference(name, x, wide=np.longdouble), MAX_ULP, x)
+
+
+def test_float64_erf_accuracy() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    rng = np.random.default_rng(19)
+    x = np.concatenate([rng.normal(0, 1.5, 3000), np.linspace(0.8, 0.9, 500), np.exp(rng.uniform(-40, 2, 500))])
+    with mpmath.workprec(120):
+        exact = [mpmath.erf(mpmath.mpf(value)) for value in x.tolist()]
+        got = evaluate("erf", x, lanes=4, element="double")
+        error = [abs(mpmath.mpf(g) - e) / math.ulp(float(e)) for g, e in zip(got.tolist(), exact, strict=True)]
+    assert max(error) < MAX_ULP
+
+
 @pytest.mark.parametrize("element", ["float", "double"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_library_calls(name: str, element: str) -> None:
@@ -223,6 +248,22 @@ def test_library_calls(name: str, element: str) -> None:
     got = evaluate(name, x, y, lanes=4, element=element, exact=True)
     want = reference(name, x, y) if name == "pow" else reference(name, x)
     np.testing.assert_allclose(got, want, rtol=4 * np.finfo(_DTYPES[element]).eps)
+
+
+@pytest.mark.parametrize("element", ["float", "double"])
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 4.0, 1.0, 0.5, -1.0, -2.0, -3.0, -0.5, 2.5, 0.0])
+def test_power_with_a_constant_exponent(exponent: float, element: str) -> None:
+    module = Module(256)
+    v_type = "<8 x float>" if element == "float" else "<8 x double>"
+    fn = module.function("kernel", ["ptr %x"], linkage="")
+    x = fn.load(v_type, "%x")
+    fn.store(v_type, VectorMath(module, 8, element).power(fn, x, exponent), "%x")
+    code = llvm.load(llvm.compile_ir(module.text()), ["kernel"])
+    data = np.array([0.25, 0.3, 1.0, 1.7, 3.0, 10.0, 1e9, 7e-9], _DTYPES[element])
+    want = data.astype(np.float64) ** exponent
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code.address("kernel"))(data.ctypes.data)
+    np.testing.assert_allclose(data, want, rtol=3 * np.finfo(data.dtype).eps)
+    assert ("fg_pow" in module.text()) == (exponent in (2.5, 0.0, -3.0))
 
 
 def test_module_defines_only_what_is_used_and_only_once() -> None:

@@ -346,17 +346,20 @@ class VectorMath:
         return builder.call(v.type, symbol, [(v.type, operand) for operand in operands])
 
     def power(self, builder: FunctionBuilder, x: str, exponent: float) -> str:
-        """x ** exponent for a constant exponent: multiplications, square roots and divisions where they suffice."""
+        """x ** exponent for a constant exponent: multiplications, a root or a division where they give 1.5 ulp.
+
+        As in numpy's ``x ** 0.5``, exponents of one half are square roots: -0.0 and -inf keep their sign, or give NaN.
+        """
         v = VectorOps(builder, self.lanes, self.element)
-        magnitude = abs(exponent)
-        if magnitude == 0.5:
-            result = v.unary("sqrt", x)
-        elif magnitude in (1.0, 2.0, 3.0, 4.0):
-            square = x if magnitude == 1.0 else v.mul(x, x)
-            result = v.mul(square, {3.0: x, 4.0: square}[magnitude]) if magnitude > 2.0 else square
-        else:
-            return self.call(builder, "pow", x, v.constant(exponent))
-        return v.div(v.constant(1.0), result) if exponent < 0 else result
+        if exponent in (0.5, -0.5):
+            return self.call(builder, "sqrt" if exponent > 0 else "rsqrt", x)
+        base = v.div(v.constant(1.0), x) if exponent in (-1.0, -2.0) else x
+        if exponent in (1.0, -1.0):
+            return base
+        if exponent in (2.0, -2.0, 3.0, 4.0):
+            square = v.mul(base, base)
+            return square if abs(exponent) == 2.0 else v.mul(square, base if exponent == 3.0 else square)
+        return self.call(builder, "pow", x, v.constant(exponent))
 
     def _define(self, name: str, arity: int) -> str:
         """Define the vector function if the module does not have it yet; gives its symbol."""
