@@ -158,7 +158,7 @@ class VectorOps:
                 branch.give(self.load(ptr))
             return branch.results[0]
         align = element_bytes(self.element)
-        args = [("ptr", ptr), ("i32", align), (self.mask_type, mask), (self.type, other)]
+        args: list[tuple[str, Operand]] = [("ptr", ptr), ("i32", align), (self.mask_type, mask), (self.type, other)]
         return self.fn.intrinsic(self.type, f"masked.load.{self.suffix}.p0", args)
 
     def masked_store(self, value: str, ptr: str, mask: str) -> None:
@@ -168,7 +168,7 @@ class VectorOps:
                 self.store(value, ptr)
             return
         align = element_bytes(self.element)
-        args = [(self.type, value), ("ptr", ptr), ("i32", align), (self.mask_type, mask)]
+        args: list[tuple[str, Operand]] = [(self.type, value), ("ptr", ptr), ("i32", align), (self.mask_type, mask)]
         self.fn.intrinsic("void", f"masked.store.{self.suffix}.p0", args)
 
     def gather(self, base: str, index: str, index_element: str = "i64") -> str:
@@ -192,7 +192,13 @@ class VectorOps:
             return self.masked_load(self.fn.gep(base, index, self.element), mask, other)
         pointers = f"<{self.lanes} x ptr>"
         where = self.fn.op(f"getelementptr {self.element}, ptr {base}, {self.of('i64').type} {index}")
-        args = [(pointers, where), ("i32", element_bytes(self.element)), (self.mask_type, mask), (self.type, other)]
+        align = element_bytes(self.element)
+        args: list[tuple[str, Operand]] = [
+            (pointers, where),
+            ("i32", align),
+            (self.mask_type, mask),
+            (self.type, other),
+        ]
         return self.fn.intrinsic(self.type, f"masked.gather.{self.suffix}.v{self.lanes}p0", args)
 
     def scatter(self, value: str, base: str, index: str, index_element: str = "i64") -> None:

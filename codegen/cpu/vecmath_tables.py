@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["DOUBLE", "EXP2_DOUBLE", "FLOAT", "LOG2_DOUBLE", "Tables"]
+__all__ = ["DOUBLE", "EXP2_DOUBLE", "FLOAT", "LOG2_DOUBLE", "LOG2_E", "Tables"]
 
 
 @dataclass(frozen=True)
