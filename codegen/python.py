@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fusegraph.codegen.python_helpers import helpers_source
 from fusegraph.codegen.python_kernel import KernelSource, signature, write_kernel
+from fusegraph.codegen.python_layout import INDENT, WIDTH, bracketed
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.loops import Loop, Program
 
@@ -71,15 +72,6 @@ def _step_source(program: Program, names: ProgramNames, kernels: list[KernelSour
     lines = signature("step", parameters)
     lines.append(f'    """{program.name}: {_count(len(kernels), "kernel")}, in order, on flat arrays."""')
     for kernel in kernels:
-        lines += [f"    {line}" for line in _call(kernel.name, [names.buffers[buffer] for buffer in kernel.buffers])]
+        call = bracketed(f"{kernel.name}(", [names.buffers[buffer] for buffer in kernel.buffers], ")", WIDTH - INDENT)
+        lines += [" " * INDENT + line for line in call]
     return "\n".join(lines)
-
-
-def _call(name: str, arguments: list[str]) -> list[str]:
-    """`name(arguments)`, broken over lines as black does."""
-    joined = ", ".join(arguments)
-    if len(name) + len(joined) + 6 <= 100:
-        return [f"{name}({joined})"]
-    if len(joined) + 8 <= 100:
-        return [f"{name}(", f"    {joined}", ")"]
-    return [f"{name}(", *(f"    {argument}," for argument in arguments), ")"]

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fusegraph.codegen.python_helpers import Helper
-from fusegraph.codegen.python_names import ProgramNames, unused
+from fusegraph.codegen.python_layout import INDENT, assignment, line_width
+from fusegraph.codegen.python_names import ProgramNames, kernel_buffers, unused
 from fusegraph.codegen.python_ops import NOUNS, operation_text
 from fusegraph.codegen.python_text import ATOM, TERNARY, Text, constant_text, index_text, mask_text
 from fusegraph.dtypes import bool_, int64
@@ -20,9 +21,9 @@ from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod, flatten_index
 from fusegraph.ir.loops import Loop
 from fusegraph.ir.scalar import Expr, Mask, walk
 
-_INDENT = 4
 _LONG_EXPRESSION = 60
 _LONG_INDEX = 40
+_LONG_MASKED_INDEX = 20
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Block:
         """Its text, at `indent` spaces."""
         if self.head:
             yield " " * indent + self.head
-            indent += _INDENT
+            indent += INDENT
         for item in self.items or ["pass"]:
             if isinstance(item, Block):
                 yield from item.lines(indent)
@@ -63,7 +64,7 @@ class ExpressionWriter:
         self.loop, self.names = loop, names
         self.blocks = [Block()]
         self.helpers: set[Helper] = set()
-        self.taken = set(names.all)
+        self.taken = {names.buffers[buffer] for buffer in kernel_buffers(loop)}
         self.axis_names: dict[Axis, str] = {}
         self.axis_levels: dict[Axis, int] = {}
         self.accumulators: dict[str, tuple[str, int]] = {}
@@ -220,12 +221,9 @@ class ExpressionWriter:
     def _name(self, node: Expr, phase: Phase) -> None:
         name = self.fresh(self._base_name(node))
         block = self.blocks[phase.levels[node]]
-        block.items.append(assignment(name, self.texts[node].source, self._width(phase.levels[node])))
+        block.items.append(assignment(name, self.texts[node].source, line_width(phase.levels[node])))
         block.names[node] = name
         self.texts[node] = Text(name, ATOM)
-
-    def _width(self, level: int) -> int:
-        return 100 - _INDENT * (level + 1)
 
     def _base_name(self, node: Expr) -> str:
         if node.op == "load":
@@ -238,12 +236,12 @@ class ExpressionWriter:
         return node.op if node.op == "inside" else NOUNS.get(node.op, f"{node.op}_value")
 
     def _load_name(self, node: Expr) -> str:
-        """x[r * 7 + c] is x_rc; with long names x_value."""
+        """x[r * 7 + c] is x_rc; with long names, or many axes, x_value."""
         buffer = self.names.buffers[node.attribute.buffer]
         used = self.flat_index(node).axes
         axes = [name for axis, name in self.axis_names.items() if axis in used and axis.extent != 1]
         name = f"{buffer}_{('' if all(len(axis) == 1 for axis in axes) else '_').join(axes)}"
-        return name if axes and len(name) <= 16 else f"{buffer}_value"
+        return name if 0 < len(axes) <= 3 and len(name) <= 16 else f"{buffer}_value"
 
     def _shortened(self, node: Expr, phase: Phase) -> Text:
         """The text of `node`; where it would be long, its longest operands get variables."""
@@ -278,24 +276,25 @@ class ExpressionWriter:
         return operation_text(node, [self.texts[arg] for arg in node.args], self.helpers.add)
 
     def _load_text(self, node: Expr, phase: Phase) -> Text:
-        at = self.position(self.flat_index(node), phase.index_uses)
+        longest = _LONG_MASKED_INDEX if node.attribute.mask else _LONG_INDEX
+        at = self.position(self.flat_index(node), phase.index_uses, longest)
         element = f"{self.names.buffers[node.attribute.buffer]}[{at}]"
         if not node.attribute.mask:
             return Text(element, ATOM)
         condition = self.texts[self.mask_value(node.attribute.mask)].at_least(TERNARY + 1)
         return Text(f"{element} if {condition} else {constant_text(0, node.dtype).source}", TERNARY)
 
-    def position(self, index: Index, uses: Counter[Index]) -> str:
-        """The text of a flat index; one that is read more than once, or is long, gets a variable."""
+    def position(self, index: Index, uses: Counter[Index], longest: int = _LONG_INDEX) -> str:
+        """The text of a flat index; one that is read more than once, or is longer than `longest`, gets a variable."""
         if (name := self.known(index)) is not None:
             return name
         text = index_text(index, self._leaf).source
-        if " " not in text or (uses[index] < 2 and len(text) <= _LONG_INDEX):
+        if " " not in text or (uses[index] < 2 and len(text) <= longest):
             return text
         scalars = [self._scalar_level(scalar) for scalar in self.run_time_indices(index)]
         level = max([self.index_level(index), *scalars])
         name = self.fresh("at")
-        self.blocks[level].items.append(assignment(name, text, self._width(level)))
+        self.blocks[level].items.append(assignment(name, text, line_width(level)))
         self.blocks[level].names[index] = name
         return name
 
@@ -312,13 +311,3 @@ def _worth_a_name(node: Expr, text: Text) -> bool:
     if node.op in ("const", "acc") or text.source.isidentifier():
         return False
     return node.op != "index" or " " in text.source
-
-
-def assignment(target: str, value: str, width: int) -> str:
-    """`target = value`, over several lines where it is wider than `width`."""
-    if len(target) + len(value) + 3 <= width:
-        return f"{target} = {value}"
-    pad = " " * _INDENT
-    if len(value) + _INDENT <= width or " and " not in value or " if " in value:
-        return f"{target} = (\n{pad}{value}\n)"
-    return f"{target} = (\n{pad}" + value.replace(" and ", f"\n{pad}and ") + "\n)"

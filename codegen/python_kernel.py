@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fusegraph.codegen.python_expressions import Block, ExpressionWriter, assignment
+from fusegraph.codegen.python_expressions import Block, ExpressionWriter
 from fusegraph.codegen.python_helpers import Helper
-from fusegraph.codegen.python_names import ProgramNames, identifier, kernel_buffers
+from fusegraph.codegen.python_layout import WIDTH, assignment, bracketed, line_width
+from fusegraph.codegen.python_names import ProgramNames, axis_name, kernel_buffers
 from fusegraph.codegen.python_ops import infix, typed
 from fusegraph.codegen.python_text import ATOM, PRODUCT, SUM, Text, constant_text, index_text
 from fusegraph.dtypes import DType, int64
@@ -44,13 +46,8 @@ def write_kernel(loop: Loop, names: ProgramNames) -> KernelSource:
 
 
 def signature(name: str, parameters: Sequence[str]) -> list[str]:
-    """`def name(parameters):`, broken over lines as black does."""
-    joined = ", ".join(parameters)
-    if len(name) + len(joined) + 7 <= 100:
-        return [f"def {name}({joined}):"]
-    if len(joined) + 4 <= 100:
-        return [f"def {name}(", f"    {joined}", "):"]
-    return [f"def {name}(", *(f"    {parameter}," for parameter in parameters), "):"]
+    """`def name(parameters):`."""
+    return bracketed(f"def {name}(", parameters, "):", WIDTH)
 
 
 def _docstring(loop: Loop, names: ProgramNames) -> list[str]:
@@ -61,18 +58,27 @@ def _docstring(loop: Loop, names: ProgramNames) -> list[str]:
              b.role + (", written" if b.name in written else "")) for b in buffers]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     table = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {role}" for name, kind, role in rows]
-    return [f'"""{fused_text(loop)}', "", *table, '"""']
+    where = _places(loop)
+    return [*_wrapped(f'"""{_fused(loop)}.'), *(["", *_wrapped(where)] if where else []), "", *table, '"""']
 
 
-def fused_text(loop: Loop) -> str:
-    """Names of the ops that a kernel does, then the user's lines: `matmul, add, relu (mnist.py:31 Net.fc1).`"""
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text.replace("\\", "/"), 96, break_long_words=False, break_on_hyphens=False)
+
+
+def _fused(loop: Loop) -> str:
+    """The ops that a kernel does: `matmul, add x2, relu`."""
     counts = Counter(node.op for node in loop.nodes)
-    ops = ", ".join(op if count == 1 else f"{op} x{count}" for op, count in counts.items()) or f"a {loop.schedule} loop"
-    locations = [node.location for node in loop.nodes if node.location.file]
-    places = list(dict.fromkeys(f"{location.short} {location.module}".strip() for location in locations))
-    more = f", and {len(places) - 4} more places" if len(places) > 4 else ""
-    text = f"{ops} ({', '.join(places[:4])}{more})." if places else f"{ops}."
-    return text.replace("\\", "/").replace('"""', "'''")
+    ops = ", ".join(op if count == 1 else f"{op} x{count}" for op, count in counts.items())
+    return ops or "Moves data"
+
+
+def _places(loop: Loop) -> str:
+    """The user's lines: `mnist.py:31 (Net.fc1, Net.fc2), mnist.py:32`."""
+    modules: dict[str, dict[str, None]] = {}
+    for location in (node.location for node in loop.nodes if node.location.file):
+        modules.setdefault(location.short, {}).update({location.module: None} if location.module else {})
+    return ", ".join(f"{line} ({', '.join(names)})" if names else line for line, names in modules.items())
 
 
 class _KernelWriter(ExpressionWriter):
@@ -93,7 +99,8 @@ class _KernelWriter(ExpressionWriter):
     def _open(self, axis: Axis) -> None:
         """Begin the loop over `axis` (an axis of extent 1 needs none)."""
         if axis not in self.axis_names:
-            self.axis_names[axis] = self.fresh(identifier(axis.name))
+            self.axis_names[axis] = axis_name(axis.name, self.taken)
+            self.taken.add(self.axis_names[axis])
         if axis.extent == 1:
             return
         self.blocks.append(Block(f"for {self.axis_names[axis]} in range({axis.extent}):"))
@@ -194,7 +201,7 @@ class _KernelWriter(ExpressionWriter):
         self.blocks[-1].items.append(line)
 
     def _assign(self, target: str, value: str) -> None:
-        self._line(assignment(target, value, self._width(len(self.blocks) - 1)))
+        self._line(assignment(target, value, line_width(len(self.blocks) - 1)))
 
 
 def _worst(op: str, dtype: DType) -> float | int | bool:

@@ -20,12 +20,20 @@ def identifier(text: str) -> str:
 
 
 def unused(name: str, taken: set[str] | frozenset[str]) -> str:
-    """`name`, or `name_2`, `name_3`, ... : the first that is neither taken nor reserved."""
-    candidate, number = name, 1
+    """`name`, or `name_2`, `name_3`, ... : the first that is not taken. A reserved name gets an underscore: max_."""
+    candidate, number = f"{name}_" if name in RESERVED else name, 1
     while candidate in taken or candidate in RESERVED:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
+
+
+def axis_name(name: str, taken: set[str]) -> str:
+    """A short name for an axis, without the number that tells it apart in its program: n13 is n, or n2; i13 is i, or j."""
+    stem = identifier(name).rstrip("0123456789") or identifier(name)
+    letters = "ijkmnpqrstuvw" if stem == "i" else ""
+    candidates = [stem, *letters, *(f"{stem}{number}" for number in range(2, len(taken) + 3))]
+    return next(candidate for candidate in candidates if candidate not in taken and candidate not in RESERVED)
 
 
 def kernel_buffers(loop: Loop) -> tuple[str, ...]:
@@ -48,7 +56,6 @@ class ProgramNames:
                 raise CompilerError(f"program {program.name}: two kernels are called {loop.name!r}")
             self.kernels[loop.name] = self._take(loop.name, taken)
         self.buffers = {name: self._take(name, taken) for name in program.buffers}
-        self.all = frozenset(taken)
 
     @staticmethod
     def _take(text: str, taken: set[str]) -> str:
