@@ -20,7 +20,7 @@ from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.index import Index
 from fusegraph.ir.loops import Buffer, Guard, Loop, Program
 from fusegraph.ir.primitives import PRIMITIVES
-from fusegraph.passes.groups import Group, Refusal, Refused, loads, merge_siblings, merge_vertical, single
+from fusegraph.passes.groups import NEW, Group, Refusal, Refused, loads, merge_siblings, merge_vertical, old_name, single
 from fusegraph.passes.inline import Inliner
 from fusegraph.passes.roots import Root, RootMaker, base, choose_roots
 from fusegraph.passes.schedule import make_loop
@@ -45,8 +45,6 @@ class _State:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
-    initial: dict[str, str] = field(default_factory=dict)
-    in_place: dict[str, str] = field(default_factory=dict)
     report: FusionReport = field(default_factory=FusionReport)
 
 
@@ -100,7 +98,8 @@ def _make_roots(state: _State) -> None:
     outputs = {_storage(node) for node in state.graph.outputs}
     for node in chosen:
         if node in targets:
-            state.names[node] = state.names[targets[node]]
+            state.names[node] = state.names[targets[node]] + NEW
+            state.buffers[state.names[node]] = replace(state.buffers[state.names[targets[node]]], name=state.names[node], role="state")
         else:
             state.names[node] = _add_buffer(state, node.op, node.shape, node, "output" if node in outputs else "temp")
     maker = RootMaker(Inliner(state.names))
@@ -137,7 +136,7 @@ def _overwrites_early(graph: Graph, old: Node, new: Node) -> bool:
 def _scatter_base(state: _State, maker: RootMaker, node: Node) -> None:
     """A scatter adds to its base: unless that is the very memory, a first kernel copies it there."""
     target, source = state.names[node], node.inputs[0]
-    if state.names.get(source) == target:
+    if source in state.names and state.names[source] == old_name(target):
         return
     axes = maker.axes(node.shape)
     index = tuple(map(Index.of, axes))
@@ -208,56 +207,27 @@ class _Groups:
             self.predecessors[after].add(before)
 
     def _connect(self) -> None:
-        """Edges of the single-root kernels: by what was written last, and by what is still to be read before it is overwritten."""
-        old_readers = self._readers_of_old_states()
-        writers: dict[str, int] = {}
+        """Edges between the single-root kernels: a reader after its writer, and what overwrites after the readers of the old value.
+
+        A copy back into a state, at the end, overwrites too.
+        """
+        writers: dict[str, list[int]] = {}
+        readers: dict[str, list[int]] = {}
         for number, group in self.groups.items():
             root = group.roots[0]
             for name in {load.buffer for load in loads(root)}:
-                if name in writers and number not in old_readers.get(name, ()):
-                    self._edge(writers[name], number)
-            if root.buffer in writers:
-                self._edge(writers[root.buffer], number)
-            for reader in old_readers.get(root.buffer, ()):
-                if reader != number and self._is_first_writer(number, root.buffer):
-                    self._edge(reader, number)
-            writers[root.buffer] = number
-
-    def _is_first_writer(self, number: int, name: str) -> bool:
-        return all(other >= number or group.roots[0].buffer != name for other, group in self.groups.items())
-
-    def _readers_of_old_states(self) -> dict[str, set[int]]:
-        """For each state buffer the kernels that read its value from before the step."""
-        names = self.state.names
-        inputs = {names[node]: node for node in self.state.graph.inputs}
-        new = {names[_storage(value)]: value for _, value in self.state.graph.updates if names.get(_storage(value)) in inputs}
-        readers: dict[str, set[int]] = {}
-        for number, group in self.groups.items():
-            root = group.roots[0]
-            for name in {load.buffer for load in loads(root)}:
-                if name in inputs and self.state.buffers[name].role == "state":
-                    if not (name in new and self._reads_new(root, inputs[name], _storage(new[name]), name)):
-                        readers.setdefault(name, set()).add(number)
-        return readers
-
-    def _reads_new(self, root: Root, old: Node, new: Node, name: str) -> bool:
-        """Whether `root` reads the updated value (the node `new`) rather than the input `old`; both live in one buffer."""
-        if new is old or root.node is new:
-            return False
-        seen, stack = set(), [operand for operand in (root.node,) if root.node is not new]
-        if root.kind == "map" and name != root.buffer and self.state.names.get(_storage(root.node)) == name:
-            return _storage(root.node) is not old  # a copy into an output: of the new value, or of the old one
-        while stack:
-            node = stack.pop()
-            for operand in node.inputs:
-                if operand is new:
-                    return True
-                if operand is old:
-                    return False
-                if operand not in seen and operand not in self.state.names:
-                    seen.add(operand)
-                    stack.append(operand)
-        return False
+                readers.setdefault(name, []).append(number)
+                for writer in writers.get(name, ()):
+                    self._edge(writer, number)
+            for writer in writers.get(root.buffer, ()):
+                self._edge(writer, number)
+            writers.setdefault(root.buffer, []).append(number)
+        for name, numbers in writers.items():
+            state = old_name(name) or (name if self.state.buffers[name].role == "state" else None)
+            if state is not None:
+                for reader in readers.get(state, ()):
+                    for number in numbers:
+                        self._edge(reader, number)
 
     def path_besides(self, a: int, b: int) -> bool:
         """Whether B depends on A also through a third kernel."""
@@ -353,7 +323,7 @@ def _attempt(groups: _Groups, a: int, b: int, kind: str) -> Group:
 
 def _check_in_place(state: _State, group: Group) -> None:
     """What a group overwrites, it may read only at the element that it is writing."""
-    written = {root.buffer: root for root in group.roots if state.buffers[root.buffer].role == "state"}
+    written = {old_name(root.buffer) or root.buffer: root for root in group.roots if state.buffers[root.buffer].role == "state"}
     for root in group.roots:
         for load in loads(root):
             writer = written.get(load.buffer)
@@ -405,6 +375,7 @@ def _program(state: _State, ordered: list[Group]) -> Program:
         loops.append(loop)
         state.buffers.update({buffer.name: buffer for buffer in local})
         state.report.kernels.append((loop.name, nodes))
+    state.buffers = {name: buffer for name, buffer in state.buffers.items() if old_name(name) is None}
     used = {name for loop in loops for name in loop.reads() + loop.writes()} | set(state.outputs)
     kept = {name: b for name, b in state.buffers.items() if name in used or b.role in ("input", "state")}
     inputs = tuple(state.names[node] for node in state.graph.inputs)

@@ -20,6 +20,7 @@ SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet
 MIN_PARALLEL = 16  # points of space below which threads would idle
 MAX_ROOTS = 24
 MAX_BUFFERS = 40
+NEW = "@new"  # marks, during fusion, the new value of a state that is written in place: the state's name, and this
 
 
 @dataclass(frozen=True)
@@ -107,28 +108,15 @@ def merge_vertical(a: Group, b: Group) -> Group:
 
 
 def merge_siblings(a: Group, b: Group) -> Group:
-    """A and B read the same data at the same points of equal spaces. Raises Refused."""
+    """A and B run over spaces of equal extents, neither needs the other: side by side in one kernel. Raises Refused."""
     if a.kind != "nest" or b.kind != "nest":
         raise Refused("only map and reduce kernels are merged side by side")
-    if not a.space and not b.space:
-        return _joined(a, b, {})
-    rename: dict[Axis, Axis] = {}
-    theirs = {load.buffer: load for root in b.roots for load in loads(root)}
-    for root in a.roots:
-        for load in loads(root):
-            if (other := theirs.get(load.buffer)) is not None and _pair(load, other, a, b, rename):
-                return _joined(a, b, rename)
-            rename.clear()
-    raise Refused("they read no buffer at the same points of one space")
-
-
-def _pair(load: Load, other: Load, a: Group, b: Group, rename: dict[Axis, Axis]) -> bool:
-    for mine, its in zip(load.index, other.index, strict=True):
-        x, y = mine.axis, its.axis
-        if x in a.space and y in b.space and x is not None and y is not None and x.extent == y.extent:
-            rename[y] = x
-    wide = {axis for axis in b.space if axis.extent != 1}
-    return set(rename) == wide and set(rename.values()) == {axis for axis in a.space if axis.extent != 1}
+    mine, theirs = ([axis for axis in group.space if axis.extent != 1] for group in (a, b))
+    if [axis.extent for axis in mine] != [axis.extent for axis in theirs]:
+        raise Refused("they run over different spaces")
+    if len(a.roots) + len(b.roots) > MAX_ROOTS or len(a.reads() | b.reads() | a.writes | b.writes) > MAX_BUFFERS:
+        raise Refused(f"more than {MAX_ROOTS} values or {MAX_BUFFERS} buffers in one kernel")
+    return _joined(a, b, dict(zip(theirs, mine, strict=True)))
 
 
 def _check_kinds(a: Group, b: Group) -> None:
@@ -164,7 +152,7 @@ def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
     mapping = {y: Index.of(x) for y, x in rename.items()}
     moved = tuple(renamed(root, mapping) for root in b.roots)
     b_space = {rename.get(axis, axis) for axis in b.space}
-    space = tuple(axis for axis in a.space if axis in b_space)
+    space = tuple(axis for axis in a.space if axis in b_space or axis.extent == 1)
     _check_axes("producer", a.roots, set(a.space) - set(space))
     _check_axes("consumer", moved, b_space - set(space))
     kind = "contract" if "contract" in (a.kind, b.kind) else "nest"
@@ -176,16 +164,25 @@ def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
     return joined
 
 
+def old_name(buffer: str) -> str | None:
+    """The state buffer whose new value `buffer` is, if it is one."""
+    return buffer[:-len(NEW)] if buffer.endswith(NEW) else None
+
+
 def _in_order(roots: Iterable[Root]) -> tuple[Root, ...]:
-    """Each root after those that it reads."""
+    """Each root after those that it reads; what overwrites a state after those that read its old value."""
     left = list(roots)
     made = {root.buffer: root for root in left}
+    before = {root.buffer: {load.buffer for load in loads(root)} & made.keys() - {root.buffer} for root in left}
+    for root in left:
+        old = old_name(root.buffer)
+        if old is not None:
+            before[root.buffer] |= {other.buffer for other in left if other is not root and old in {load.buffer for load in loads(other)}}
     done: dict[str, Root] = {}
     while left:
-        ready = [root for root in left
-                 if all(load.buffer not in made or load.buffer in done or load.buffer == root.buffer for load in loads(root))]
+        ready = [root for root in left if before[root.buffer] <= done.keys()]
         if not ready:
-            raise Refused("each needs the other's result")
+            raise Refused("each needs the other's result, or overwrites what the other reads")
         for root in ready:
             done[root.buffer] = root
             left.remove(root)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fusegraph.ir import scalar
 from fusegraph.ir.graph import Graph, Node
-from fusegraph.ir.index import Axis, Index
+from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
@@ -99,7 +99,7 @@ def _operand_roots(operand: Node) -> Iterator[Node]:
 def _is_strided(operand: Node, source: Node) -> bool:
     axes = tuple(Index.of(Axis(f"s{i}", extent)) for i, extent in enumerate(operand.shape))
     read = Inliner({source: "x"}).value(operand, axes)
-    return read.op == "load" and not read.attribute.mask and all(part.is_affine for part in read.attribute.index)
+    return read.op == "load" and not read.attribute.mask and flatten_index(read.attribute.index, source.shape).is_affine
 
 
 def _repeated(node: Node) -> Iterator[Node]:

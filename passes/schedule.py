@@ -7,14 +7,14 @@ again is computed again when that is cheap, else kept in a buffer of one point o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fusegraph.ir import scalar
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, Load, walk
-from fusegraph.passes.groups import Group, loads, renamed
+from fusegraph.passes.groups import Group, loads, old_name, renamed
 from fusegraph.passes.roots import Root
 
 _DEAR = 12  # cost above which a value is kept rather than computed again in a later stage
@@ -44,7 +44,7 @@ def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[ob
     if group.kind == "scatter":
         (root,) = group.roots
         stage = Stage(axes=root.axes, stores=(Store(root.buffer, root.index, root.value, "add"),))
-        return Loop(name, (), (stage,), "scatter", nodes), []  # type: ignore[arg-type]
+        return Loop(name, (), _in_memory((stage,)), "scatter", nodes), []  # type: ignore[arg-type]
     plan = _Plan(group, exported)
     waiting = list(group.roots)
     while waiting:
@@ -53,18 +53,39 @@ def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[ob
         if mapping:
             waiting = [renamed(other, mapping) for other in waiting]
     space = group.space if group.kind == "contract" else tuple(axis for axis in group.space if axis.extent != 1)
-    return Loop(name, space, _stages(plan), group.kind, nodes), list(plan.locals.values())  # type: ignore[arg-type]
+    return Loop(name, space, _in_memory(_stages(plan)), group.kind, nodes), list(plan.locals.values())  # type: ignore[arg-type]
+
+
+def _in_memory(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """With the new value of a state at its place in memory: the state itself."""
+    def place(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        if node.op == "load" and (old := old_name(node.attribute.buffer)) is not None:
+            return scalar.load(old, node.attribute.index, node.dtype, node.attribute.mask)
+        return scalar.make(node.op, args, node.dtype, node.attribute)
+
+    def moved(stage: Stage) -> Stage:
+        values = scalar.rewrite(stage.expressions(), place)
+        reduces = tuple(replace(r, value=v) for r, v in zip(stage.reduces, values, strict=False))
+        stores = tuple(replace(s, buffer=old_name(s.buffer) or s.buffer, value=v)
+                       for s, v in zip(stage.stores, values[len(stage.reduces):], strict=True))
+        return replace(stage, reduces=reduces, stores=stores)
+
+    return tuple(moved(stage) for stage in stages)
 
 
 def _place(plan: _Plan, root: Root) -> dict[Axis, Index]:
     """Give a root its depth and its stage, on that stage's axes. Gives the renaming of axes that the roots after it need."""
     space = plan.group.space
     inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
-    depth = 0
+    depth = int(plan.group.kind == "contract" and root.kind == "map")
     for load in loads(root):
         producer = plan.roots.get(load.buffer)
         if producer is not None and producer is not root:
             depth = max(depth, plan.depth[load.buffer] + _apart(plan, producer, root, load))
+    old = old_name(root.buffer)
+    for reader in plan.roots.values():
+        if old is not None and old in {load.buffer for load in loads(reader)}:
+            depth = max(depth, plan.depth[reader.buffer] + 1)
     extents = (tuple(a.extent for a in inner), tuple(a.extent for a in reduced))
     key: tuple[object, ...] = (depth, root.kind != "map", *extents)
     mapping: dict[Axis, Index] = {}
@@ -136,7 +157,7 @@ def _tidied(stages: list[Stage], plan: _Plan) -> tuple[Stage, ...]:
 
 
 def _acc_name(root: Root) -> str:
-    return f"acc_{root.buffer}"
+    return f"acc_{(old_name(root.buffer) or root.buffer)}"
 
 
 def _store(plan: _Plan, root: Root, value: Expr) -> Store:
@@ -146,7 +167,7 @@ def _store(plan: _Plan, root: Root, value: Expr) -> Store:
 
 
 def _local(plan: _Plan, root: Root) -> Buffer:
-    name = f"{root.buffer}_row"
+    name = f"{old_name(root.buffer) or root.buffer}_row"
     inner = inner_axes(root, plan.group.space)
     if name not in plan.locals:
         plan.locals[name] = Buffer(name, tuple(axis.extent for axis in inner), root.node.dtype, "local")
@@ -177,9 +198,8 @@ def _cheap(plan: _Plan, root: Root) -> bool:
     nodes = walk([root.value])
     cost = sum(_COST.get(PRIMITIVES[n.op].cost, 1) if n.op in PRIMITIVES else 16 if n.op == "philox" else 0 for n in nodes)
     inputs = {n.attribute.buffer for n in nodes if n.op == "load"}
-    overwritten = {name for name in plan.group.writes if name in inputs and plan.roots.get(name) is not None
-                   and plan.roots[name].kind == "map" and name in {l.buffer for l in loads(plan.roots[name])}}
-    return cost <= _DEAR and not overwritten and len(inputs) <= 3
+    overwritten = {old for name in plan.group.writes if (old := old_name(name)) is not None}
+    return cost <= _DEAR and not overwritten & inputs and len(inputs) <= 3
 
 
 def _resolve(plan: _Plan, root: Root) -> Expr:

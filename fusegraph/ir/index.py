@@ -7,6 +7,7 @@ An axis carries its extent, so every expression has known bounds; that is what r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +83,12 @@ class Index:
     @staticmethod
     def from_terms(constant: int, terms: Mapping[Atom, int]) -> Index:
         """The normal form of constant + sum of terms."""
-        kept = [(atom, c) for atom, c in terms.items() if c != 0]
-        return Index(constant, tuple(sorted(kept, key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
+        kept = {atom: c for atom, c in terms.items() if c != 0}
+        for atom, c in kept.items():
+            if isinstance(atom, Mod) and kept.get(quotient := _quotient(atom)) == c * atom.divisor:
+                rest = {other: k for other, k in kept.items() if other not in (atom, quotient)}
+                return Index.from_terms(constant, rest) + atom.index * c
+        return Index(constant, tuple(sorted(kept.items(), key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
 
     def __add__(self, other: Index | Axis | int) -> Index:
         other = Index.of(other)
@@ -108,6 +113,9 @@ class Index:
             return whole + low // divisor
         shift = rest.constant // divisor
         rest = Index(rest.constant - shift * divisor, rest.terms)
+        if (factored := rest._factored(divisor)) is not None:
+            factor, multiple, _ = factored
+            return whole + shift + multiple // (divisor // factor)
         if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1 and isinstance(rest.terms[0][0], Div):
             inner = rest.terms[0][0]
             return whole + shift + inner.index // (inner.divisor * divisor)
@@ -122,7 +130,21 @@ class Index:
         if low // divisor == high // divisor:
             return rest - (low // divisor) * divisor
         rest = Index(rest.constant % divisor, rest.terms)
+        if (factored := rest._factored(divisor)) is not None:
+            factor, multiple, small = factored
+            return (multiple % (divisor // factor)) * factor + small
         return Index(0, ((Mod(rest, divisor), 1),))
+
+    def _factored(self, divisor: int) -> tuple[int, Index, Index] | None:
+        """(g, q, r) with self = g * q + r, g > 1 a factor of `divisor`, and 0 <= r < g for certain."""
+        for factor in sorted({abs(c) for _, c in self.terms} | {math.gcd(*(c for _, c in self.terms))}, reverse=True):
+            if factor > 1 and divisor % factor == 0:
+                multiple, small = self._split(factor)
+                small, multiple = Index(small.constant % factor, small.terms), multiple + small.constant // factor
+                low, high = small.bounds
+                if low >= 0 and high < factor:
+                    return factor, multiple, small
+        return None
 
     def _split(self, divisor: int) -> tuple[Index, Index]:
         """(q, r) with self = q * divisor + r, every term of q whole."""
@@ -196,6 +218,15 @@ class Index:
         if self.constant or not parts:
             parts.append(str(self.constant))
         return " + ".join(parts).replace("+ -", "- ")
+
+
+def _quotient(atom: Mod) -> Div:
+    """The division that belongs to a remainder: divisor * quotient + remainder is the whole index again."""
+    terms = atom.index.terms
+    if atom.index.constant == 0 and len(terms) == 1 and terms[0][1] == 1 and isinstance(terms[0][0], Div):
+        inner = terms[0][0]
+        return Div(inner.index, inner.divisor * atom.divisor)
+    return Div(atom.index, atom.divisor)
 
 
 def _atom_key(atom: Atom) -> str:
