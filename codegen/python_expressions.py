@@ -247,8 +247,11 @@ class ExpressionWriter:
         """The text of `node`; where it would be long, its longest operands get variables."""
         text = self._text(node, phase)
         while len(text.source) > _LONG_EXPRESSION and node.op != "inside":
-            lengths = {operand: len(self.texts[operand].source) for operand in self.operands(node)
-                       if _worth_a_name(operand, self.texts[operand])}
+            lengths = {
+                operand: len(self.texts[operand].source)
+                for operand in self.operands(node)
+                if _worth_a_name(operand, self.texts[operand])
+            }
             if not lengths:
                 return text
             self._name(max(lengths, key=lengths.__getitem__), phase)

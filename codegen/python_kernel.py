@@ -54,8 +54,14 @@ def _docstring(loop: Loop, names: ProgramNames) -> list[str]:
     """What was fused, where the user wrote it, and a table of the parameters."""
     buffers = [names.buffer(buffer) for buffer in kernel_buffers(loop)]
     written = set(loop.writes())
-    rows = [(names.buffers[b.name], f"{b.dtype.name}[{', '.join(map(str, b.shape))}]",
-             b.role + (", written" if b.name in written else "")) for b in buffers]
+    rows = [
+        (
+            names.buffers[b.name],
+            f"{b.dtype.name}[{', '.join(map(str, b.shape))}]",
+            b.role + (", written" if b.name in written else ""),
+        )
+        for b in buffers
+    ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     table = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {role}" for name, kind, role in rows]
     where = _places(loop)

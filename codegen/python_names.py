@@ -29,7 +29,7 @@ def unused(name: str, taken: set[str] | frozenset[str]) -> str:
 
 
 def axis_name(name: str, taken: set[str]) -> str:
-    """A short name for an axis, without the number that tells it apart in its program: n13 is n, or n2; i13 is i, or j."""
+    """A short name for an axis, without the number that its program needs: n13 is n, or n2; i13 is i, or j."""
     stem = identifier(name).rstrip("0123456789") or identifier(name)
     letters = "ijkmnpqrstuvw" if stem == "i" else ""
     candidates = [stem, *letters, *(f"{stem}{number}" for number in range(2, len(taken) + 3))]

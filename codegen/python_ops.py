@@ -28,8 +28,15 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.scalar import Expr
 
 _INFIX = {
-    "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "bit_and": ("&", BIT_AND),
-    "bit_or": ("|", BIT_OR), "bit_xor": ("^", BIT_XOR), "shift_left": ("<<", SHIFT), "shift_right": (">>", SHIFT),
+    "add": ("+", SUM),
+    "sub": ("-", SUM),
+    "mul": ("*", PRODUCT),
+    "div": ("/", PRODUCT),
+    "bit_and": ("&", BIT_AND),
+    "bit_or": ("|", BIT_OR),
+    "bit_xor": ("^", BIT_XOR),
+    "shift_left": ("<<", SHIFT),
+    "shift_right": (">>", SHIFT),
 }
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _NUMPY = {
@@ -120,8 +127,10 @@ def _int64(expr: Expr, text: Text) -> Text:
 
 
 def _comparison(node: Expr, args: Sequence[Text]) -> Text:
-    left, right = (Text(bare_constant(arg.attribute) or text.source, ATOM) if arg.op == "const" else text
-                   for arg, text in zip(node.args, args, strict=True))
+    left, right = (
+        Text(bare_constant(arg.attribute) or text.source, ATOM) if arg.op == "const" else text
+        for arg, text in zip(node.args, args, strict=True)
+    )
     return Text(f"{left.at_least(COMPARE + 1)} {_COMPARE[node.op]} {right.at_least(COMPARE + 1)}", COMPARE)
 
 

@@ -41,8 +41,10 @@ class PythonExecutable:
 
         Raises IndexRangeError (a guard fails) or CompilerError (an array does not fit) before anything is changed.
         """
-        flat = {name: self._memory[name] if name in self._memory else _flat(self.program.buffers[name], arrays)
-                for name in self._parameters}
+        flat = {
+            name: self._memory[name] if name in self._memory else _flat(self.program.buffers[name], arrays)
+            for name in self._parameters
+        }
         check_guards(self.program, flat)
         with np.errstate(all="ignore"):
             self._namespace["step"](*(flat[name] for name in self._parameters))
