@@ -81,7 +81,8 @@ def _argreduce(function: Callable[..., Array]) -> Callable[..., Array]:
     """The first extreme's position, counted in C order over `axes`; a NaN wins (as in numpy)."""
     def run(x: Array, axes: Shape) -> Array:
         kept = [axis for axis in range(x.ndim) if axis not in axes]
-        moved = np.transpose(x, (*kept, *sorted(axes))).reshape([x.shape[axis] for axis in kept] + [-1])
+        count = int(np.prod([x.shape[axis] for axis in axes], dtype=np.int64))
+        moved = np.transpose(x, (*kept, *sorted(axes))).reshape([x.shape[axis] for axis in kept] + [count])
         return np.asarray(function(moved, axis=-1), dtype=np.int64)
     return run
 
