@@ -111,6 +111,35 @@ def record_primitive(name: str, inputs: Sequence[Tensor], params: Any, out: Tens
     out.requires_grad, out._record = True, record
 
 
+def with_vjp(compute: Callable[..., Tensor], inputs: Sequence[Tensor], vjp: Callable[..., Sequence[Any]]) -> Tensor:
+    """`compute(*inputs)` with a rule of its own: `vjp(cotangent, output, *inputs)` gives one cotangent (or None) an input.
+
+    The rule is made of operations on tensors, so gradients of gradients follow from it.
+    """
+    from fusegraph.trace import current_trace
+
+    trace = current_trace()
+    if trace is not None:  # a captured tensor may be assigned before the rule runs
+        inputs = [trace.lift(value) for value in inputs]
+    with no_grad():
+        out = compute(*inputs)
+    if not (is_grad_enabled() and any(value.requires_grad for value in inputs)):
+        return out
+    value = out._value
+
+    def pull(cotangents: list[Any]) -> Sequence[Any]:
+        again = type(out)._make(value, True, record, 0)
+        again._trace = trace
+        if trace is None:
+            return vjp(cotangents[0], again, *inputs)
+        with located(value.location):
+            return vjp(cotangents[0], again, *inputs)
+
+    record = Record(inputs, 1, pull)
+    out.requires_grad, out._record, out._output = True, record, 0
+    return out
+
+
 Key = tuple[int, int]
 
 

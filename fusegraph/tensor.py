@@ -13,7 +13,7 @@ import numpy as np
 
 from fusegraph import autograd
 from fusegraph.dtypes import ENTRY_CASTS, SUPPORTED, DType, as_dtype, float32, int64
-from fusegraph.errors import DTypeError, FusegraphError, GradientError, ShapeError, TraceError
+from fusegraph.errors import DTypeError, FusegraphError, GradientError, ShapeError, TraceError, UnsupportedError
 from fusegraph.ir.graph import Node
 from fusegraph.ir.interpret import apply
 from fusegraph.ir.location import user_location
@@ -88,6 +88,16 @@ class Tensor(TensorMethods):
         return isinstance(self._value, Node)
 
     @property
+    def owns_memory(self) -> bool:
+        """Whether it can be overwritten without changing another tensor: it is no reshaped, permuted or expanded view of one."""
+        if not isinstance(self._value, Node):
+            return bool(self._value.flags.writeable)
+        root = self._value
+        while root.op in PRIMITIVES and PRIMITIVES[root.op].kind == "view":
+            root = root.inputs[0]
+        return root is self._value or not root.inputs and root.op != "input"
+
+    @property
     def leaf(self) -> Tensor:
         """The tensor that collects the gradient: itself, or what this symbol was captured from."""
         return self if self._leaf is None else self._leaf
@@ -99,7 +109,8 @@ class Tensor(TensorMethods):
 
     @data.setter
     def data(self, value: Any) -> None:
-        self.copy_(value)
+        with autograd.no_grad():
+            self.copy_(value)
 
     def size(self, dim: int | None = None) -> Any:
         """`shape`, or one extent of it."""
@@ -159,6 +170,8 @@ class Tensor(TensorMethods):
         """Set whether a gradient is collected for this leaf."""
         if requires_grad and self.dtype.kind != "f":
             raise GradientError(f"only floating point tensors have gradients, this one is {self.dtype.name}{list(self.shape)}")
+        if self.is_symbol and requires_grad and not self.requires_grad:
+            self._leaf = None  # a leaf of its own, no longer what it was detached from
         self.requires_grad = requires_grad
         return self
 
@@ -169,7 +182,7 @@ class Tensor(TensorMethods):
         if trace is not None:
             source = trace.lift(self)
         out = Tensor._make(source._value)
-        out._trace = source._trace
+        out._trace, out._leaf = source._trace, source._leaf
         return out
 
     # -- changing it in place -----------------------------------------------------------------------------------------
@@ -181,11 +194,17 @@ class Tensor(TensorMethods):
         `source` cannot be broadcast to this shape.
         """
         if autograd.is_grad_enabled() and (self.requires_grad or self._record is not None):
-            raise GradientError(f"a tensor of shape {list(self.shape)} that requires a gradient is overwritten; do it under fg.no_grad()")
+            raise user_error(GradientError, f"a tensor of shape {list(self.shape)} that requires a gradient is overwritten in place; do it "
+                             "under fg.no_grad()")
+        if not self.owns_memory:
+            raise user_error(UnsupportedError, f"a tensor of shape {list(self.shape)} that is a view of another one (or of read-only memory) is "
+                             "overwritten in place; overwrite the whole tensor, or take a .clone() first")
         value = as_tensor(source, dtype=self.dtype).expand(self.shape)
         trace = current_trace()
         if self.is_symbol:
             self._value = value._value if trace is None else trace.lift(value)._value
+            if self._leaf is not None and trace is not None:  # detached from a captured tensor: the same memory
+                trace.assign(self._leaf, trace.lift(value))
         elif trace is not None:
             trace.assign(self, trace.lift(value))
         else:
@@ -277,7 +296,11 @@ class Tensor(TensorMethods):
 def _compute(name: str, inputs: Sequence[Tensor], params: Any) -> Array:
     arrays = [value._concrete(name) for value in inputs]
     PRIMITIVES[name].infer(inputs, params)
-    return np.asarray(apply(name, arrays, params))
+    out = np.asarray(apply(name, arrays, params))
+    if PRIMITIVES[name].kind == "view" and arrays and np.may_share_memory(out, arrays[0]):
+        out = out.view()
+        out.flags.writeable = False  # compiled code has no views: writing to one must not change another tensor here either
+    return out
 
 
 def _placed(error: FusegraphError) -> FusegraphError:

@@ -46,7 +46,11 @@ def scaled_dot_product_attention(
     is_causal: position i looks at keys 0 .. i. scale: 1 / sqrt(E) if None. Raises ShapeError, OptionError.
     """
     query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
-    if min(query.ndim, key.ndim, value.ndim) < 2 or query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+    if (
+        min(query.ndim, key.ndim, value.ndim) < 2
+        or query.shape[-1] != key.shape[-1]
+        or key.shape[-2] != value.shape[-2]
+    ):
         raise user_error(
             ShapeError,
             f"scaled_dot_product_attention: query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}: "

@@ -46,10 +46,9 @@ def _labels(name: str, x: Tensor, target: Any, ignore_index: int) -> Tensor:
             ShapeError,
             f"{name}: scores {list(x.shape)} need labels of shape {list(expected)}, got {list(target.shape)}",
         )
-    if target.dtype not in (int32, int64):
-        target = ops.cast(target, int64)
     classes = x.shape[0 if x.ndim == 1 else 1]
-    return ops.check_index(target, 0, classes, "label", allow=ignore_index)
+    label = ops.check_index(target, 0, classes, "label", allow=ignore_index)
+    return label if label.dtype in (int32, int64) else ops.cast(label, int64)  # unsigned ones cannot hold ignore_index
 
 
 def _class_weight(name: str, weight: Any, x: Tensor, classes: int) -> Tensor | None:
@@ -58,7 +57,8 @@ def _class_weight(name: str, weight: Any, x: Tensor, classes: int) -> Tensor | N
     weight = as_tensor(weight)
     if weight.shape != (classes,):
         raise user_error(
-            ShapeError, f"{name}: weight must be [{classes}], one for each class of {list(x.shape)}, got {list(weight.shape)}"
+            ShapeError,
+            f"{name}: weight must be [{classes}], one for each class of {list(x.shape)}, got {list(weight.shape)}",
         )
     return weight
 
@@ -135,7 +135,9 @@ def _along(weight: Tensor, x: Tensor, axis: int) -> Tensor:
     return ops.reshape(weight, tuple(-1 if i == axis else 1 for i in range(x.ndim)))
 
 
-def _soft_cross_entropy(logs: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float) -> Tensor:
+def _soft_cross_entropy(
+    logs: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
+) -> Tensor:
     if target.shape != logs.shape:
         raise user_error(
             ShapeError,
@@ -158,7 +160,9 @@ def _pair(name: str, x: Any, target: Any) -> tuple[Tensor, Tensor]:
 def _same_shape(name: str, x: Any, target: Any) -> tuple[Tensor, Tensor]:
     x, target = as_tensor(x), as_tensor(target)
     if x.shape != target.shape:
-        raise user_error(ShapeError, f"{name}: input {list(x.shape)} and target {list(target.shape)} must have the same shape")
+        raise user_error(
+            ShapeError, f"{name}: input {list(x.shape)} and target {list(target.shape)} must have the same shape"
+        )
     if not is_float(target.dtype):
         target = ops.cast(target, x.dtype)
     return x, target
@@ -185,7 +189,7 @@ def binary_cross_entropy_with_logits(
     _check_reduction("binary_cross_entropy_with_logits", reduction)
     x, target = _same_shape("binary_cross_entropy_with_logits", input, target)
     # -log(sigmoid(x)) = softplus(-x) = max(-x, 0) + log(1 + exp(-|x|))
-    minus_log = ops.relu(ops.neg(x)) + ops.log1p(ops.exp(ops.neg(ops.abs(x))))
+    minus_log = ops.maximum(ops.neg(x), 0.0) + ops.log1p(ops.exp(ops.neg(ops.abs(x))))
     scale = 1.0 if pos_weight is None else (as_tensor(pos_weight) - 1.0) * target + 1.0
     losses = (1.0 - target) * x + minus_log * scale
     return _reduced(losses if weight is None else losses * weight, reduction)

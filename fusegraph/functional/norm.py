@@ -11,7 +11,16 @@ from fusegraph.autograd import no_grad
 from fusegraph.errors import OptionError, ShapeError
 from fusegraph.tensor import Tensor, as_tensor, user_error
 
-__all__ = ["batch_norm", "cosine_similarity", "group_norm", "instance_norm", "layer_norm", "normalize", "pairwise_distance", "rms_norm"]
+__all__ = [
+    "batch_norm",
+    "cosine_similarity",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "normalize",
+    "pairwise_distance",
+    "rms_norm",
+]
 
 
 def _check_channels(name: str, x: Tensor, channels: int, **vectors: Tensor | None) -> None:
@@ -44,7 +53,9 @@ def batch_norm(
     x = as_tensor(x)
     if x.ndim < 2:
         raise user_error(ShapeError, f"batch_norm: the input should be [N, C, ...], got {list(x.shape)}")
-    _check_channels("batch_norm", x, x.shape[1], weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    _check_channels(
+        "batch_norm", x, x.shape[1], weight=weight, bias=bias, running_mean=running_mean, running_var=running_var
+    )
     if not training and (running_mean is None or running_var is None):
         raise user_error(OptionError, "batch_norm: with training=False it needs running_mean and running_var")
     if training:
@@ -58,7 +69,9 @@ def batch_norm(
     return out if bias is None else out + _per_channel(bias, x)
 
 
-def _batch_statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float) -> tuple[Tensor, Tensor]:
+def _batch_statistics(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> tuple[Tensor, Tensor]:
     axes = (0, *range(2, x.ndim))
     count = math.prod(x.shape[axis] for axis in axes)
     if count <= 1:
@@ -97,7 +110,9 @@ def _last_axes(name: str, x: Tensor, normalized_shape: Sequence[int] | int, *vec
     return tuple(range(x.ndim - len(shape), x.ndim))
 
 
-def layer_norm(x: Any, normalized_shape: Sequence[int] | int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    x: Any, normalized_shape: Sequence[int] | int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
     """x brought to mean 0 and variance 1 over its last axes (of `normalized_shape`), then times weight plus bias."""
     x = as_tensor(x)
     out = _standardized(x, _last_axes("layer_norm", x, normalized_shape, weight, bias), eps)
@@ -119,7 +134,9 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
     """x [N, C, ...] with each of `num_groups` groups of channels brought to mean 0 and variance 1. Raises ShapeError."""
     x = as_tensor(x)
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
-        raise user_error(ShapeError, f"group_norm: the channels of input {list(x.shape)} do not divide into {num_groups} groups")
+        raise user_error(
+            ShapeError, f"group_norm: the channels of input {list(x.shape)} do not divide into {num_groups} groups"
+        )
     _check_channels("group_norm", x, x.shape[1], weight=weight, bias=bias)
     grouped = ops.reshape(x, (x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:]))
     out = ops.reshape(_standardized(grouped, tuple(range(2, grouped.ndim)), eps), x.shape)

@@ -45,7 +45,8 @@ def _windows(name: str, x: Tensor, options: tuple[Any, ...], axes: int) -> list[
     if any(2 * p > k for p, k in zip(pads, kernels, strict=True)):
         raise user_error(OptionError, f"{name}: padding {pads} should be at most half of the kernel {kernels}")
     found = [
-        _Window(*row, ceil_mode) for row in zip(x.shape[x.ndim - axes :], kernels, strides, pads, dilations, strict=True)
+        _Window(*row, ceil_mode)
+        for row in zip(x.shape[x.ndim - axes :], kernels, strides, pads, dilations, strict=True)
     ]
     if any(window.count < 1 for window in found):
         raise user_error(ShapeError, f"{name}: the kernel {kernels} is larger than the input {list(x.shape)}")
@@ -71,7 +72,9 @@ def _unfolded(x: Tensor, windows: list[_Window], fill: float) -> Tensor:
         x = emit.bind("pad", x, low=(0,) * first + tuple(low), high=(0,) * first + tuple(high), value=fill)
     for axis, window in enumerate(windows):
         x = ops.unfold(x, first + axis, window.kernel, window.stride, window.dilation)
-        if x.shape[first + axis] != window.count:  # the high padding of floor mode may leave room for no more than `count`
+        if (
+            x.shape[first + axis] != window.count
+        ):  # the high padding of floor mode may leave room for no more than `count`
             x = ops.shape.slice_axis(x, first + axis, 0, window.count)
     return x
 
@@ -129,7 +132,9 @@ def _avg_pool(name: str, x: Any, options: tuple[Any, ...], axes: int, include_pa
         if divisor == 0:
             raise user_error(OptionError, f"{name}: divisor_override must not be 0")
         return total * (1.0 / divisor)
-    whole = all(w.high == w.padding or w.high == 0 for w in windows) and (include_pad or not any(w.padding for w in windows))
+    whole = all(w.high == w.padding or w.high == 0 for w in windows) and (
+        include_pad or not any(w.padding for w in windows)
+    )
     if whole:
         count = 1
         for window in windows:

@@ -27,7 +27,9 @@ def _as_mask(name: str, x: Tensor, mask: Any, dim: int) -> tuple[Tensor, int]:
     if mask.ndim == axis + 1 and mask.ndim < x.ndim:
         mask = ops.reshape(mask, (*mask.shape, *(1,) * (x.ndim - mask.ndim)))
     if mask.ndim != x.ndim or ops.elementwise.broadcast_shapes(name, mask.shape, x.shape) != x.shape:
-        raise user_error(ShapeError, f"{name}: mask {list(mask.shape)} does not fit input {list(x.shape)} over axis {axis}")
+        raise user_error(
+            ShapeError, f"{name}: mask {list(mask.shape)} does not fit input {list(x.shape)} over axis {axis}"
+        )
     return mask, axis
 
 

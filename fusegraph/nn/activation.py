@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusegraph import functional as F  # noqa: N812
+from fusegraph import functional as F
 from fusegraph.nn.module import Module
 from fusegraph.tensor import Tensor
 
 __all__ = [
-    "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid", "LogSoftmax", "Mish", "ReLU", "ReLU6",
-    "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus", "Softsign", "Tanh",
+    "CELU",
+    "ELU",
+    "GELU",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LeakyReLU",
+    "LogSigmoid",
+    "LogSoftmax",
+    "Mish",
+    "ReLU",
+    "ReLU6",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softmin",
+    "Softplus",
+    "Softsign",
+    "Tanh",
 ]
 
 
@@ -22,7 +39,9 @@ class _Activation(Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        inplace = kwargs.pop("inplace", False)  # accepted for PyTorch's sake: the compiler decides what is written in place
+        inplace = kwargs.pop(
+            "inplace", False
+        )  # accepted for PyTorch's sake: the compiler decides what is written in place
         del inplace
         unknown = set(kwargs) - set(self._options)
         if len(args) > len(self._options) or unknown:

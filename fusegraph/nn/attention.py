@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusegraph import functional as F  # noqa: N812
+from fusegraph import functional as F
 from fusegraph import ops
 from fusegraph.dtypes import bool_
 from fusegraph.errors import OptionError, ShapeError
@@ -35,11 +35,22 @@ class MultiheadAttention(Module):
     Masks follow torch.nn.MultiheadAttention: True in a bool mask means "must not be looked at", and a float mask is added.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, kdim: int | None = None, vdim: int | None = None,
-                 batch_first: bool = False, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
-            raise user_error(OptionError, f"MultiheadAttention: embed_dim {embed_dim} does not divide into {num_heads} heads")
+            raise user_error(
+                OptionError, f"MultiheadAttention: embed_dim {embed_dim} does not divide into {num_heads} heads"
+            )
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.dropout, self.batch_first = check_probability("MultiheadAttention", dropout), batch_first
         self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
@@ -84,13 +95,25 @@ class MultiheadAttention(Module):
             parts.append(ops.reshape(mask, (batch, 1, 1, columns)))
         return parts[0] + parts[1] if len(parts) == 2 else parts[0] if parts else None
 
-    def forward(self, query: Any, key: Any, value: Any, key_padding_mask: Any = None, need_weights: bool = True, attn_mask: Any = None,
-                average_attn_weights: bool = True, is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        key_padding_mask: Any = None,
+        need_weights: bool = True,
+        attn_mask: Any = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """query [L, N, E], key and value [S, N, E] ([N, L, E] with batch_first; N may be left out) -> (output, weights [N, L, S] or None)."""
         query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
         if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim or query.shape[-1] != self.embed_dim:
-            raise user_error(ShapeError, f"MultiheadAttention: query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)} "
-                             f"should have 3 axes (2 without a batch), the query's last of size {self.embed_dim}")
+            raise user_error(
+                ShapeError,
+                f"MultiheadAttention: query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)} "
+                f"should have 3 axes (2 without a batch), the query's last of size {self.embed_dim}",
+            )
         batched, self_attention = query.ndim == 3, query is key and key is value
         if not batched:
             query, key, value = (ops.unsqueeze(x, 0) for x in (query, key, value))
@@ -109,11 +132,15 @@ class MultiheadAttention(Module):
             out, weights = ops.squeeze(out, 0), ops.squeeze(weights, 0)
         return out, (weights if need_weights else None)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Any, attn_mask: Any) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Any, attn_mask: Any
+    ) -> tuple[Tensor, Tensor]:
         """[N, L, E], [N, S, E] -> output [N, L, E] and weights [N, heads, L, S]."""
         batch, rows, columns = query.shape[0], query.shape[1], key.shape[1]
-        heads = [ops.transpose(ops.reshape(x, (batch, x.shape[1], self.num_heads, self.head_dim)), 1, 2)
-                 for x in self._projected(query, key, value)]
+        heads = [
+            ops.transpose(ops.reshape(x, (batch, x.shape[1], self.num_heads, self.head_dim)), 1, 2)
+            for x in self._projected(query, key, value)
+        ]
         mask = self._mask(attn_mask, key_padding_mask, batch, rows, columns, heads[0].dtype)
         weights = F.dropout(attention_weights(heads[0], heads[1], mask, False, None), self.dropout, self.training)
         out = ops.reshape(ops.transpose(ops.matmul(weights, heads[2]), 1, 2), (batch, rows, self.embed_dim))
@@ -123,8 +150,19 @@ class MultiheadAttention(Module):
 class TransformerEncoderLayer(Module):
     """Self-attention and a two-layer network, each with a residual connection and layer normalisation."""
 
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1, activation: Any = "relu",
-                 layer_norm_eps: float = 1e-5, batch_first: bool = False, norm_first: bool = False, bias: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: Any = "relu",
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, dtype=dtype)
         self.linear1 = Linear(d_model, dim_feedforward, bias, dtype)
@@ -138,7 +176,9 @@ class TransformerEncoderLayer(Module):
             raise user_error(OptionError, f"activation must be 'relu', 'gelu' or a function, got {activation!r}")
         self.activation = getattr(F, activation) if isinstance(activation, str) else activation
 
-    def forward(self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, src: Any, src_mask: Any = None, src_key_padding_mask: Any = None, is_causal: bool = False
+    ) -> Tensor:
         """[L, N, E] ([N, L, E] with batch_first) -> the same shape."""
         x = as_tensor(src)
         if self.norm_first:

@@ -14,8 +14,21 @@ from fusegraph.random import Generator
 from fusegraph.tensor import Tensor, user_error
 from fusegraph.trace import suspended
 
-__all__ = ["calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "orthogonal_",
-           "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_"]
+__all__ = [
+    "calculate_gain",
+    "constant_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "trunc_normal_",
+    "uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
 
 
 def fan(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -28,12 +41,22 @@ def fan(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor that keeps the variance through `nonlinearity`."""
-    gains = {"linear": 1.0, "sigmoid": 1.0, "conv1d": 1.0, "conv2d": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
+    gains = {
+        "linear": 1.0,
+        "sigmoid": 1.0,
+        "conv1d": 1.0,
+        "conv2d": 1.0,
+        "tanh": 5 / 3,
+        "relu": math.sqrt(2),
+        "selu": 0.75,
+    }
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
         return math.sqrt(2 / (1 + slope**2))
     if nonlinearity not in gains:
-        raise user_error(OptionError, f"nonlinearity must be one of {', '.join([*gains, 'leaky_relu'])}, got {nonlinearity!r}")
+        raise user_error(
+            OptionError, f"nonlinearity must be one of {', '.join([*gains, 'leaky_relu'])}, got {nonlinearity!r}"
+        )
     return gains[nonlinearity]
 
 
@@ -53,9 +76,16 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Gene
     return _fill(tensor, lambda: ops.randn(tensor.shape, generator=generator) * std + mean)
 
 
-def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0,
-                  generator: Generator | None = None) -> Tensor:
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+) -> Tensor:
     """Normal, values outside of [a, b] drawn anew."""
+
     def draw() -> Tensor:
         values = ops.randn(tensor.shape, generator=generator) * std + mean
         for _ in range(1000):
@@ -64,6 +94,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
                 return values
             values = ops.where(outside, ops.randn(tensor.shape, generator=generator) * std + mean, values)
         raise user_error(OptionError, f"trunc_normal_: [{a}, {b}] is too far from mean {mean} with std {std}")
+
     return _fill(tensor, draw)
 
 
@@ -94,15 +125,25 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
     return calculate_gain(nonlinearity, a) / math.sqrt(max(inputs, 1))
 
 
-def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
-                     generator: Generator | None = None) -> Tensor:
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
     """Uniform with variance gain**2 / fan (He et al., ICCV 2015)."""
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound, generator)
 
 
-def kaiming_normal_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
-                    generator: Generator | None = None) -> Tensor:
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> Tensor:
     """Normal with variance gain**2 / fan (He et al., ICCV 2015)."""
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
 
@@ -120,11 +161,13 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | Non
 
 def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """A (semi-)orthogonal matrix, axes after the first taken as one (Saxe et al., ICLR 2014)."""
+
     def draw() -> Any:
         rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
         flat = np.asarray(ops.randn((max(rows, columns), min(rows, columns)), dtype="float64", generator=generator))
         q, r = np.linalg.qr(flat)
         q *= np.sign(np.diag(r))
         return ((q.T if rows < columns else q) * gain).reshape(tensor.shape)
+
     fan(tensor.shape)
     return _fill(tensor, draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fusegraph import functional as F  # noqa: N812
+from fusegraph import functional as F
 from fusegraph import ops
 from fusegraph.dtypes import float32
 from fusegraph.errors import OptionError, ShapeError
@@ -71,7 +71,9 @@ class Linear(Module):
 class Bilinear(Module):
     """x1 . weight[o] . x2 + bias[o] for each output o."""
 
-    def __init__(self, in1_features: int, in2_features: int, out_features: int, bias: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True, dtype: Any = None
+    ) -> None:
         super().__init__()
         self.in1_features, self.in2_features, self.out_features = in1_features, in2_features, out_features
         self.weight = new_parameter(out_features, in1_features, in2_features, dtype=dtype)
@@ -85,22 +87,36 @@ class Bilinear(Module):
         return F.bilinear(x1, x2, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return (f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, "
-                f"bias={self.bias is not None}")
+        return (
+            f"in1_features={self.in1_features}, in2_features={self.in2_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
 
 
 class _Conv(Module):
     _axes: int
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-                 groups: int = 1, bias: bool = True, padding_mode: str = "zeros", dtype: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if padding_mode != "zeros":
             raise user_error(OptionError, f"{name}: padding_mode {padding_mode!r} is not supported, only 'zeros'")
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise user_error(
-                OptionError, f"{name}: {in_channels} input and {out_channels} output channels do not divide into {groups} groups"
+                OptionError,
+                f"{name}: {in_channels} input and {out_channels} output channels do not divide into {groups} groups",
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = as_sizes(f"{name}: kernel_size", kernel_size, self._axes)
@@ -147,7 +163,9 @@ class Conv2d(_Conv):
 class Embedding(Module):
     """A table of `num_embeddings` rows; ids [...] -> rows [..., embedding_dim]. The row `padding_idx` starts as 0 and stays."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: Any = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: Any = None
+    ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = None if padding_idx is None else padding_index(padding_idx, num_embeddings)
@@ -165,7 +183,9 @@ class Embedding(Module):
         """A layer with the given table [tokens, features] (memory is shared); learned only if `freeze` is False."""
         table = as_tensor(embeddings)
         if table.ndim != 2:
-            raise user_error(ShapeError, f"Embedding.from_pretrained: the table must have two axes, got {list(table.shape)}")
+            raise user_error(
+                ShapeError, f"Embedding.from_pretrained: the table must have two axes, got {list(table.shape)}"
+            )
         layer = cls.__new__(cls)
         Module.__init__(layer)
         layer.num_embeddings, layer.embedding_dim = table.shape

@@ -27,7 +27,8 @@ class Parameter(Tensor):
         source = as_tensor(data)
         if source.is_symbol:
             raise user_error(TraceError, "a Parameter is made of values; make it outside of the compiled function")
-        self = cls._make(source._value)
+        array = source._value
+        self = cls._make(array if array.flags.writeable else array.copy())
         assert isinstance(self, Parameter)
         self.requires_grad_(requires_grad)
         return self
@@ -99,7 +100,9 @@ class Module:
             self.add_module(name, value)
         elif name in self._parameters:
             if value is not None:
-                raise TypeError(f"{name!r} is a parameter of {type(self).__name__}: assign a Parameter or None, not {type(value).__name__}")
+                raise TypeError(
+                    f"{name!r} is a parameter of {type(self).__name__}: assign a Parameter or None, not {type(value).__name__}"
+                )
             self._parameters[name] = None
         elif name in self._modules and value is None:
             self._modules[name] = None
@@ -113,7 +116,9 @@ class Module:
 
     def _set_buffer(self, name: str, value: Any) -> None:
         if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not {type(value).__name__}")
+            raise TypeError(
+                f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not {type(value).__name__}"
+            )
         self._buffers[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -179,7 +184,9 @@ class Module:
 
     # -- walking ------------------------------------------------------------------------------------------------------
 
-    def named_modules(self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
         """This module (under `prefix`) and all inside of it, under dotted names; each once."""
         seen: set[Module] = set() if memo is None else memo
         if remove_duplicate and self in seen:
@@ -218,7 +225,9 @@ class Module:
                 _name_tensor(value, full)
                 yield full, value
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
         """All parameters under dotted names; a shared one once."""
         return self._named("_parameters", prefix, recurse, remove_duplicate)
 
@@ -226,7 +235,9 @@ class Module:
         """All parameters; a shared one once."""
         return (param for _, param in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """All buffers under dotted names; a shared one once."""
         return self._named("_buffers", prefix, recurse, remove_duplicate)
 
@@ -256,7 +267,10 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes: written by each class."""
-        raise user_error(UnsupportedError, f"{type(self).__name__} has no forward(self, ...): define it, or call a module inside of it")
+        raise user_error(
+            UnsupportedError,
+            f"{type(self).__name__} has no forward(self, ...): define it, or call a module inside of it",
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "_parameters" not in self.__dict__:
@@ -364,7 +378,9 @@ class Module:
             if name in state_dict:
                 values[name] = _fitting(name, tensor, state_dict[name], faults)
         if faults:
-            raise StateError(f"the state does not fit {type(self).__name__} (nothing was loaded)\n  " + "\n  ".join(faults))
+            raise StateError(
+                f"the state does not fit {type(self).__name__} (nothing was loaded)\n  " + "\n  ".join(faults)
+            )
         with autograd.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fusegraph import functional as F  # noqa: N812
+from fusegraph import functional as F
 from fusegraph import ops
 from fusegraph.autograd import no_grad
 from fusegraph.dtypes import float32, int64
@@ -23,8 +23,15 @@ class _BatchNorm(Module):
     _axes: tuple[int, ...]
     _wanted: str
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-                 track_running_stats: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
@@ -38,7 +45,13 @@ class _BatchNorm(Module):
 
     def reset_parameters(self) -> None:
         """Statistics, weight and bias as at the beginning."""
-        for tensor, value in ((self.running_mean, 0.0), (self.running_var, 1.0), (self.num_batches_tracked, 0), (self.weight, 1.0), (self.bias, 0.0)):
+        for tensor, value in (
+            (self.running_mean, 0.0),
+            (self.running_var, 1.0),
+            (self.num_batches_tracked, 0),
+            (self.weight, 1.0),
+            (self.bias, 0.0),
+        ):
             if tensor is not None:
                 init.constant_(tensor, value)
 
@@ -46,8 +59,11 @@ class _BatchNorm(Module):
         """[N, C, ...]: each channel with the statistics of this batch (training), or with the running ones (evaluation)."""
         x = as_tensor(x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
-            raise user_error(ShapeError, f"{type(self).__name__}({self.num_features}): the input should be {self._wanted} with "
-                             f"C = {self.num_features}, got {list(x.shape)}")
+            raise user_error(
+                ShapeError,
+                f"{type(self).__name__}({self.num_features}): the input should be {self._wanted} with "
+                f"C = {self.num_features}, got {list(x.shape)}",
+            )
         tracks = self.running_mean is not None
         momentum: Any = self.momentum
         if self.training and tracks:
@@ -55,11 +71,22 @@ class _BatchNorm(Module):
                 self.num_batches_tracked.copy_(self.num_batches_tracked + 1)
             if momentum is None:  # the mean over all batches so far
                 momentum = 1.0 / ops.cast(self.num_batches_tracked, x.dtype)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training or not tracks, momentum, self.eps)
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not tracks,
+            momentum,
+            self.eps,
+        )
 
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-                f"track_running_stats={self.track_running_stats}")
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
 
 
 class BatchNorm1d(_BatchNorm):
@@ -77,13 +104,23 @@ class BatchNorm2d(_BatchNorm):
 class LayerNorm(Module):
     """The last axes (of `normalized_shape`) brought to mean 0 and variance 1, then times weight plus bias."""
 
-    def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True,
-                 dtype: Any = None) -> None:
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
-        self.register_parameter("weight", new_parameter(*self.normalized_shape, dtype=dtype, fill=1.0) if elementwise_affine else None)
-        self.register_parameter("bias", new_parameter(*self.normalized_shape, dtype=dtype) if elementwise_affine and bias else None)
+        self.register_parameter(
+            "weight", new_parameter(*self.normalized_shape, dtype=dtype, fill=1.0) if elementwise_affine else None
+        )
+        self.register_parameter(
+            "bias", new_parameter(*self.normalized_shape, dtype=dtype) if elementwise_affine and bias else None
+        )
 
     def forward(self, x: Any) -> Tensor:
         """[..., *normalized_shape]."""
@@ -96,11 +133,19 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """The last axes divided by the root of their mean square, then times weight. eps None: the dtype's epsilon."""
 
-    def __init__(self, normalized_shape: int | Sequence[int], eps: float | None = None, elementwise_affine: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
         self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
-        self.register_parameter("weight", new_parameter(*self.normalized_shape, dtype=dtype, fill=1.0) if elementwise_affine else None)
+        self.register_parameter(
+            "weight", new_parameter(*self.normalized_shape, dtype=dtype, fill=1.0) if elementwise_affine else None
+        )
 
     def forward(self, x: Any) -> Tensor:
         """[..., *normalized_shape]."""
@@ -113,7 +158,9 @@ class RMSNorm(Module):
 class GroupNorm(Module):
     """Each of `num_groups` groups of channels brought to mean 0 and variance 1, then times weight plus bias a channel."""
 
-    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, dtype: Any = None) -> None:
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, dtype: Any = None
+    ) -> None:
         super().__init__()
         if num_groups < 1 or num_channels % num_groups:
             raise user_error(OptionError, f"GroupNorm: {num_channels} channels do not divide into {num_groups} groups")

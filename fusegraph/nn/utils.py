@@ -29,7 +29,9 @@ def set_grad(param: Tensor, gradient: Tensor) -> None:
 
 
 @no_grad()
-def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
     """Scale all gradients so that the norm of all of them together is at most `max_norm`; gives the norm before.
 
     Raises GradientError for a norm that is not finite, if asked to (not in compiled code).

@@ -16,8 +16,25 @@ from fusegraph.random import Generator, default_generator
 from fusegraph.tensor import Tensor, as_tensor
 from fusegraph.trace import current_trace
 
-__all__ = ["arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "rand", "rand_like", "randint",
-           "randn", "randn_like", "zeros", "zeros_like", "bernoulli"]
+__all__ = [
+    "arange",
+    "empty",
+    "empty_like",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "zeros",
+    "zeros_like",
+    "bernoulli",
+]
 
 
 def _anchor() -> Tensor:

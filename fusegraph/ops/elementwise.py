@@ -8,17 +8,63 @@ from typing import Any
 import numpy as np
 
 from fusegraph.dtypes import DType, as_dtype, bool_, float32, is_float, promote, scalar_dtype
-from fusegraph.errors import DTypeError, ShapeError
+from fusegraph.errors import DTypeError, OptionError, ShapeError
 from fusegraph.ir import emit
 from fusegraph.tensor import Tensor, as_tensor, user_error
 
 Operand = Any
 
 __all__ = [
-    "abs", "add", "bitwise_and", "bitwise_or", "bitwise_xor", "cast", "ceil", "check_index", "clamp", "cos", "div", "eq", "erf",
-    "exp", "expm1", "floor", "floor_divide", "ge", "gt", "isfinite", "isinf", "isnan", "le", "log", "log1p", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne", "neg", "pow", "reciprocal", "relu",
-    "remainder", "round", "rsqrt", "sigmoid", "sign", "sin", "softplus", "sqrt", "square", "sub", "tanh", "where",
+    "abs",
+    "add",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "cast",
+    "ceil",
+    "check_index",
+    "clamp",
+    "cos",
+    "div",
+    "eq",
+    "erf",
+    "exp",
+    "expm1",
+    "floor",
+    "floor_divide",
+    "ge",
+    "gt",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "le",
+    "log",
+    "log1p",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "lt",
+    "maximum",
+    "minimum",
+    "mul",
+    "ne",
+    "neg",
+    "pow",
+    "reciprocal",
+    "relu",
+    "remainder",
+    "round",
+    "rsqrt",
+    "sigmoid",
+    "sign",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "sub",
+    "tanh",
+    "where",
 ]
 
 
@@ -33,7 +79,10 @@ def broadcast_shapes(name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(np.broadcast_shapes(*shapes))
     except ValueError:
         text = " and ".join(str(list(shape)) for shape in shapes)
-        raise user_error(ShapeError, f"{name}: shapes {text} do not broadcast together (sizes must be equal, or 1, from the last axis)") from None
+        raise user_error(
+            ShapeError,
+            f"{name}: shapes {text} do not broadcast together (sizes must be equal, or 1, from the last axis)",
+        ) from None
 
 
 _CATEGORY = {"b": 0, "i": 1, "u": 1, "f": 2}
@@ -137,6 +186,11 @@ def pow(a: Operand, b: Operand) -> Tensor:  # noqa: A001
             return base
         if is_float(base.dtype) and b in (0.5, -0.5, -1):
             return {0.5: sqrt, -0.5: rsqrt, -1: reciprocal}[b](base)
+        if b < 0 and not is_float(base.dtype) and isinstance(b, int):
+            raise user_error(
+                OptionError,
+                f"pow: {base.dtype.name} values to the negative power {b}; convert to a floating point type first",
+            )
     a, b = prepare("pow", a, b)
     if is_float(a.dtype):
         return emit.bind("pow", a, b)  # type: ignore[no-any-return]
@@ -156,12 +210,8 @@ def minimum(a: Operand, b: Operand) -> Tensor:
 def clamp(x: Operand, min: Operand = None, max: Operand = None) -> Tensor:  # noqa: A002
     """`x` kept inside of [min, max]. The gradient passes where x is inside (bounds included)."""
     x = as_tensor(x)
-    low_ok = None if min is None else ge(x, min)
-    out = x if min is None else where(logical_or(low_ok, isnan(x)) if is_float(x.dtype) else low_ok, x, min)
-    if max is None:
-        return out
-    high_ok = le(out, max)
-    return where(logical_or(high_ok, isnan(out)) if is_float(x.dtype) else high_ok, out, max)
+    out = x if min is None else where(lt(x, min), min, x)
+    return out if max is None else where(gt(out, max), max, out)
 
 
 def eq(a: Operand, b: Operand) -> Tensor:
@@ -349,7 +399,7 @@ def softplus(x: Operand, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     x = as_tensor(x)
     scaled = mul(x, beta)
     bounded = minimum(scaled, threshold)
-    return where(gt(scaled, threshold), x, div(add(relu(bounded), log1p(exp(neg(abs(bounded))))), beta))
+    return where(gt(scaled, threshold), x, div(add(maximum(bounded, 0.0), log1p(exp(neg(abs(bounded))))), beta))
 
 
 def isnan(x: Operand) -> Tensor:

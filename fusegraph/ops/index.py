@@ -14,7 +14,20 @@ from fusegraph.ops.reduce import resolve_dims
 from fusegraph.ops.shape import slice_axis
 from fusegraph.tensor import Tensor, as_tensor, user_error
 
-__all__ = ["gather", "getitem", "index_add", "index_select", "masked_fill", "scatter_add", "select", "take", "tril", "triu"]
+__all__ = [
+    "gather",
+    "getitem",
+    "index_add",
+    "index_select",
+    "masked_fill",
+    "scatter",
+    "scatter_add",
+    "select",
+    "take",
+    "take_along_dim",
+    "tril",
+    "triu",
+]
 
 
 def getitem(x: Any, key: Any) -> Tensor:
@@ -27,7 +40,7 @@ def getitem(x: Any, key: Any) -> Tensor:
     if not any(k is Ellipsis for k in keys):
         keys.append(Ellipsis)
     at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-    keys[at:at + 1] = [slice(None)] * (x.ndim - used)
+    keys[at : at + 1] = [slice(None)] * (x.ndim - used)
     return _apply_keys(x, keys)
 
 
@@ -55,8 +68,11 @@ def _apply_keys(x: Tensor, keys: list[Any]) -> Tensor:
 def _index_tensor(key: Any) -> Tensor:
     index = as_tensor(key)
     if index.dtype == bool_:
-        raise user_error(UnsupportedError, "x[mask] has a size that depends on values; use fg.where(mask, x, 0), masked_fill, or "
-                         "x[np.flatnonzero(mask)] outside of compiled code")
+        raise user_error(
+            UnsupportedError,
+            "x[mask] has a size that depends on values; use fg.where(mask, x, 0), masked_fill, or "
+            "x[np.flatnonzero(mask)] outside of compiled code",
+        )
     if not is_integer(index.dtype):
         raise user_error(DTypeError, f"an index must be integers, got {index.dtype.name}{list(index.shape)}")
     return index
@@ -65,7 +81,9 @@ def _index_tensor(key: Any) -> Tensor:
 def _gather_arrays(x: Tensor, arrays: list[tuple[int, Tensor]]) -> Tensor:
     first = arrays[0][0]
     if [axis for axis, _ in arrays] != list(range(first, first + len(arrays))):
-        raise user_error(UnsupportedError, "index arrays must stand side by side (x[:, i, j], not x[i, :, j]); permute first")
+        raise user_error(
+            UnsupportedError, "index arrays must stand side by side (x[:, i, j], not x[i, :, j]); permute first"
+        )
     shape = ew.broadcast_shapes("indexing", *(index.shape for _, index in arrays))
     flat: Any = None
     extent = 1
@@ -78,7 +96,7 @@ def _gather_arrays(x: Tensor, arrays: list[tuple[int, Tensor]]) -> Tensor:
         index = emit.expand(index, shape)
         flat = index if flat is None else ew.add(ew.mul(flat, n), index)
         extent *= n
-    joined = emit.reshape(x, (*x.shape[:first], extent, *x.shape[first + len(arrays):]))
+    joined = emit.reshape(x, (*x.shape[:first], extent, *x.shape[first + len(arrays) :]))
     return emit.bind("take", joined, flat, axis=first)  # type: ignore[no-any-return]
 
 
@@ -97,7 +115,7 @@ def select(x: Any, dim: int, index: int) -> Tensor:
     if not -n <= index < n:
         raise user_error(IndexRangeError, f"index {index} is outside of axis {axis} of shape {list(x.shape)}")
     part = slice_axis(x, axis, index % n, 1)
-    return emit.reshape(part, (*x.shape[:axis], *x.shape[axis + 1:]))  # type: ignore[no-any-return]
+    return emit.reshape(part, (*x.shape[:axis], *x.shape[axis + 1 :]))  # type: ignore[no-any-return]
 
 
 def _checked(index: Any, extent: int, what: str) -> Tensor:
@@ -127,7 +145,9 @@ def gather(x: Any, dim: int, index: Any) -> Tensor:
     x, index = as_tensor(x), as_tensor(index)
     (axis,) = resolve_dims("gather", x, dim)
     if index.ndim != x.ndim:
-        raise user_error(ShapeError, f"gather: input {list(x.shape)} and index {list(index.shape)} need the same number of axes")
+        raise user_error(
+            ShapeError, f"gather: input {list(x.shape)} and index {list(index.shape)} need the same number of axes"
+        )
     index = _checked(index, x.shape[axis], "index")
     size = tuple(x.shape[i] if i == axis else index.shape[i] for i in range(x.ndim))
     if size != x.shape:
@@ -135,11 +155,80 @@ def gather(x: Any, dim: int, index: Any) -> Tensor:
     return emit.bind("take_along", x, index, axis=axis)  # type: ignore[no-any-return]
 
 
+def take_along_dim(x: Any, index: Any, dim: int | None = None) -> Tensor:
+    """`gather` whose other axes are broadcast; without `dim`, of all elements."""
+    x, index = as_tensor(x), as_tensor(index)
+    if dim is None:
+        return gather(emit.reshape(x, (x.numel(),)), 0, emit.reshape(index, (index.numel(),)))
+    (axis,) = resolve_dims("take_along_dim", x, dim)
+    others = ew.broadcast_shapes(
+        "take_along_dim", *(tuple(1 if i == axis else n for i, n in enumerate(v.shape)) for v in (x, index))
+    )
+    x, index = (
+        emit.expand(v, tuple(v.shape[axis] if i == axis else n for i, n in enumerate(others))) for v in (x, index)
+    )
+    return gather(x, axis, index)
+
+
+def _scattered(name: str, x: Tensor, dim: int, index: Any, src: Any, combine: Any) -> Tensor:
+    """`combine(part of x, index, part of src)` where `index`, which may be smaller than both, reaches."""
+    index = as_tensor(index)
+    src = src if ew.is_scalar(src) else as_tensor(src)
+    (axis,) = resolve_dims(name, x, dim)
+    fits = index.ndim == x.ndim and all(n <= x.shape[i] for i, n in enumerate(index.shape) if i != axis)
+    fits = fits and (
+        not isinstance(src, Tensor) or (src.ndim == x.ndim and all(n <= m for n, m in zip(index.shape, src.shape)))
+    )
+    if not fits:
+        raise user_error(
+            ShapeError,
+            f"{name}: index {list(index.shape)} must not be larger than input {list(x.shape)} (off axis {axis}) and "
+            f"source {list(getattr(src, 'shape', ()))}",
+        )
+    index = _checked(index, x.shape[axis], "index")
+    src = (
+        emit.full_like(emit.cast(index, x.dtype), src)
+        if ew.is_scalar(src)
+        else _leading(ew.cast(src, x.dtype), index.shape)
+    )
+    size = tuple(x.shape[i] if i == axis else n for i, n in enumerate(index.shape))
+    return combine(x, size, index, src, axis)  # type: ignore[no-any-return]
+
+
+def _leading(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The corner of `x` of the given size."""
+    return x if size == x.shape else emit.bind("slice", x, start=(0,) * x.ndim, size=size, step=(1,) * x.ndim)
+
+
+def _widened(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` with zeros (False) behind it, up to `shape`."""
+    high = tuple(n - m for n, m in zip(shape, x.shape, strict=True))
+    return emit.bind("pad", x, low=(0,) * x.ndim, high=high, value=0) if any(high) else x
+
+
 def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Tensor:
     """`x` with src[..., i, ...] added at index[..., i, ...] along `dim` (as torch.scatter_add)."""
-    x, src = as_tensor(x), as_tensor(src)
-    (axis,) = resolve_dims("scatter_add", x, dim)
-    return emit.bind("put_along_add", x, _checked(index, x.shape[axis], "index"), src, axis=axis)  # type: ignore[no-any-return]
+
+    def combine(x: Tensor, size: tuple[int, ...], index: Tensor, src: Tensor, axis: int) -> Tensor:
+        if size == x.shape:
+            return emit.bind("put_along_add", x, index, src, axis=axis)  # type: ignore[no-any-return]
+        zeros = emit.expand(emit.constant(0, x), size)
+        return ew.add(x, _widened(emit.bind("put_along_add", zeros, index, src, axis=axis), x.shape))
+
+    return _scattered("scatter_add", as_tensor(x), dim, index, src, combine)
+
+
+def scatter(x: Any, dim: int, index: Any, src: Any) -> Tensor:
+    """`x` with src[..., i, ...] (or a number) written at index[..., i, ...] along `dim`; where an index is repeated, the mean."""
+
+    def combine(x: Tensor, size: tuple[int, ...], index: Tensor, src: Tensor, axis: int) -> Tensor:
+        zeros = emit.expand(emit.constant(0, x), size)
+        counts = emit.bind("put_along_add", zeros, index, emit.full_like(src, 1), axis=axis)
+        total = emit.bind("put_along_add", zeros, index, src, axis=axis)
+        value = ew.cast(ew.div(total, ew.maximum(counts, 1)), x.dtype)
+        return ew.where(_widened(ew.gt(counts, 0), x.shape), _widened(value, x.shape), x)
+
+    return _scattered("scatter", as_tensor(x), dim, index, src, combine)
 
 
 def index_add(x: Any, dim: int, index: Any, source: Any) -> Tensor:

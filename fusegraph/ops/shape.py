@@ -13,9 +13,35 @@ from fusegraph.ops import elementwise as ew
 from fusegraph.ops.reduce import resolve_dims
 from fusegraph.tensor import Tensor, as_tensor, user_error
 
-__all__ = ["broadcast_to", "cat", "chunk", "concat", "contiguous", "expand", "expand_as", "flatten", "flip", "matmul", "mT", "pad",
-           "permute", "repeat", "reshape", "reshape_as", "split", "squeeze", "stack", "swapaxes", "t", "transpose", "unbind", "unflatten",
-           "unfold", "unsqueeze", "view"]
+__all__ = [
+    "broadcast_to",
+    "cat",
+    "chunk",
+    "concat",
+    "contiguous",
+    "expand",
+    "expand_as",
+    "flatten",
+    "flip",
+    "matmul",
+    "mT",
+    "pad",
+    "permute",
+    "repeat",
+    "reshape",
+    "reshape_as",
+    "split",
+    "squeeze",
+    "stack",
+    "swapaxes",
+    "t",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unfold",
+    "unsqueeze",
+    "view",
+]
 
 
 def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
@@ -57,11 +83,13 @@ def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         return emit.reshape(x, (1,))  # type: ignore[no-any-return]
     (first,), (last,) = resolve_dims("flatten", x, start_dim), resolve_dims("flatten", x, end_dim)
     if first > last:
-        raise user_error(ShapeError, f"flatten: start_dim {start_dim} comes after end_dim {end_dim} in shape {list(x.shape)}")
+        raise user_error(
+            ShapeError, f"flatten: start_dim {start_dim} comes after end_dim {end_dim} in shape {list(x.shape)}"
+        )
     joined = 1
-    for n in x.shape[first:last + 1]:
+    for n in x.shape[first : last + 1]:
         joined *= n
-    return emit.reshape(x, (*x.shape[:first], joined, *x.shape[last + 1:]))  # type: ignore[no-any-return]
+    return emit.reshape(x, (*x.shape[:first], joined, *x.shape[last + 1 :]))  # type: ignore[no-any-return]
 
 
 def unflatten(x: Any, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -73,8 +101,11 @@ def unflatten(x: Any, dim: int, sizes: Sequence[int]) -> Tensor:
         known = -math.prod(sizes)
         sizes[sizes.index(-1)] = x.shape[axis] // known if known else 0
     if math.prod(sizes) != x.shape[axis] or min(sizes, default=0) < 0:
-        raise user_error(ShapeError, f"unflatten: sizes {sizes} do not multiply to {x.shape[axis]}, axis {axis} of shape {list(x.shape)}")
-    return emit.reshape(x, (*x.shape[:axis], *sizes, *x.shape[axis + 1:]))  # type: ignore[no-any-return]
+        raise user_error(
+            ShapeError,
+            f"unflatten: sizes {sizes} do not multiply to {x.shape[axis]}, axis {axis} of shape {list(x.shape)}",
+        )
+    return emit.reshape(x, (*x.shape[:axis], *sizes, *x.shape[axis + 1 :]))  # type: ignore[no-any-return]
 
 
 def permute(x: Any, *dims: Any) -> Tensor:
@@ -102,11 +133,13 @@ def t(x: Any) -> Tensor:
     """A matrix transposed; vectors and numbers as they are."""
     x = as_tensor(x)
     if x.ndim > 2:
-        raise user_error(ShapeError, f"t() takes at most two axes, got shape {list(x.shape)}; use .mT or .transpose(a, b)")
+        raise user_error(
+            ShapeError, f"t() takes at most two axes, got shape {list(x.shape)}; use .mT or .transpose(a, b)"
+        )
     return transpose(x, 0, 1) if x.ndim == 2 else x
 
 
-def mT(x: Any) -> Tensor:  # noqa: N802
+def mT(x: Any) -> Tensor:
     """The last two axes exchanged."""
     return transpose(x, -2, -1)
 
@@ -199,9 +232,13 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 
 def slice_axis(x: Tensor, axis: int, start: int, size: int, step: int = 1) -> Tensor:
     """`size` elements of `axis` from `start` on, `step` apart; the other axes whole."""
-    return emit.bind("slice", x, start=tuple(start if i == axis else 0 for i in range(x.ndim)),  # type: ignore[no-any-return]
-                     size=tuple(size if i == axis else n for i, n in enumerate(x.shape)),
-                     step=tuple(step if i == axis else 1 for i in range(x.ndim)))
+    return emit.bind(
+        "slice",
+        x,
+        start=tuple(start if i == axis else 0 for i in range(x.ndim)),  # type: ignore[no-any-return]
+        size=tuple(size if i == axis else n for i, n in enumerate(x.shape)),
+        step=tuple(step if i == axis else 1 for i in range(x.ndim)),
+    )
 
 
 def split(x: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
@@ -217,7 +254,9 @@ def split(x: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> 
     else:
         sections = list(split_size_or_sections)
         if sum(sections) != extent:
-            raise user_error(ShapeError, f"split: sizes {sections} do not add up to {extent}, axis {axis} of shape {list(x.shape)}")
+            raise user_error(
+                ShapeError, f"split: sizes {sections} do not add up to {extent}, axis {axis} of shape {list(x.shape)}"
+            )
     starts = [sum(sections[:i]) for i in range(len(sections))]
     return tuple(slice_axis(x, axis, start if size else 0, size) for start, size in zip(starts, sections, strict=True))
 
@@ -266,13 +305,18 @@ def matmul(a: Any, b: Any) -> Tensor:
     """The matrix product, batched and broadcast over leading axes as in PyTorch (vectors too)."""
     a, b = as_tensor(a), as_tensor(b)
     if not a.ndim or not b.ndim:
-        raise user_error(ShapeError, f"matmul: shapes {list(a.shape)} and {list(b.shape)}: a 0-d tensor is no matrix; use *")
+        raise user_error(
+            ShapeError, f"matmul: shapes {list(a.shape)} and {list(b.shape)}: a 0-d tensor is no matrix; use *"
+        )
     kind = promote(a.dtype, b.dtype)
     left = emit.reshape(ew.cast(a, kind), (1, *a.shape)) if a.ndim == 1 else ew.cast(a, kind)
     right = emit.reshape(ew.cast(b, kind), (*b.shape, 1)) if b.ndim == 1 else ew.cast(b, kind)
     if left.shape[-1] != right.shape[-2]:
-        raise user_error(ShapeError, f"matmul: shapes {list(a.shape)} and {list(b.shape)}: the inner sizes {left.shape[-1]} and "
-                         f"{right.shape[-2]} differ")
+        raise user_error(
+            ShapeError,
+            f"matmul: shapes {list(a.shape)} and {list(b.shape)}: the inner sizes {left.shape[-1]} and "
+            f"{right.shape[-2]} differ",
+        )
     out = _batched(left, right)
     if b.ndim == 1:
         out = emit.reshape(out, out.shape[:-1])
@@ -281,7 +325,11 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 def _batched(left: Tensor, right: Tensor) -> Tensor:
     if right.ndim == 2 and left.ndim > 2:  # one matrix for the whole batch: a single, taller product
-        rows = emit.reshape(left, (-1 if left.numel() == 0 else left.numel() // left.shape[-1], left.shape[-1])) if left.numel() else None
+        rows = (
+            emit.reshape(left, (-1 if left.numel() == 0 else left.numel() // left.shape[-1], left.shape[-1]))
+            if left.numel()
+            else None
+        )
         if rows is not None:
             return emit.reshape(emit.matmul(rows, right), (*left.shape[:-1], right.shape[-1]))  # type: ignore[no-any-return]
     batch = ew.broadcast_shapes("matmul", left.shape[:-2], right.shape[:-2])

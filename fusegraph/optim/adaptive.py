@@ -16,10 +16,28 @@ class Adagrad(Optimizer):
     The rate falls as lr / (1 + (step - 1) * lr_decay). weight_decay is added to the gradient. Arithmetic as torch.optim.Adagrad.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-2, lr_decay: float = 0.0, weight_decay: float = 0.0, initial_accumulator_value: float = 0.0,
-                 eps: float = 1e-10, *, maximize: bool = False) -> None:
-        super().__init__(params, {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
-                                  "initial_accumulator_value": initial_accumulator_value, "eps": eps, "maximize": maximize})
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "maximize": maximize,
+            },
+        )
 
     def _check(self, options: Mapping[str, Any]) -> None:
         super()._check(options)
@@ -46,10 +64,30 @@ class RMSprop(Optimizer):
     centered: by the root of the running variance. weight_decay is added to the gradient. Arithmetic as torch.optim.RMSprop.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0,
-                 centered: bool = False, *, maximize: bool = False) -> None:
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
-                                  "centered": centered, "maximize": maximize})
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "centered": centered,
+                "maximize": maximize,
+            },
+        )
 
     def _check(self, options: Mapping[str, Any]) -> None:
         super()._check(options)
@@ -66,7 +104,9 @@ class RMSprop(Optimizer):
 
     def _update(self, group: ParamGroup, params: list[Tensor]) -> None:
         for param in params:
-            param.copy_(param - group.tensor("lr") * self._direction(group, self._gradient(group, param), self.state[param]))
+            param.copy_(
+                param - group.tensor("lr") * self._direction(group, self._gradient(group, param), self.state[param])
+            )
 
     def _direction(self, group: ParamGroup, gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
         alpha = group["alpha"]

@@ -14,8 +14,19 @@ from fusegraph.errors import OptionError, StateError
 from fusegraph.optim.optimizer import Optimizer, ParamGroup
 from fusegraph.tensor import user_error
 
-__all__ = ["ConstantLR", "CosineAnnealingLR", "ExponentialLR", "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "OneCycleLR",
-           "ReduceLROnPlateau", "SequentialLR", "StepLR"]
+__all__ = [
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]
 
 
 class LRScheduler:
@@ -29,7 +40,9 @@ class LRScheduler:
             if last_epoch == -1:
                 group["initial_lr"] = group["lr"]
             elif "initial_lr" not in group:
-                raise user_error(OptionError, "last_epoch was given, but the optimizer's groups have no 'initial_lr' to go on from")
+                raise user_error(
+                    OptionError, "last_epoch was given, but the optimizer's groups have no 'initial_lr' to go on from"
+                )
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self.last_epoch = last_epoch
         self.step()
@@ -65,7 +78,12 @@ class LRScheduler:
 class LambdaLR(LRScheduler):
     """The first rate times `lr_lambda(steps)`; one function, or one a group."""
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1,
+    ) -> None:
         count = len(optimizer.param_groups)
         self.lr_lambdas = [lr_lambda] * count if callable(lr_lambda) else list(lr_lambda)
         if len(self.lr_lambdas) != count:
@@ -92,7 +110,9 @@ class StepLR(LRScheduler):
 class MultiStepLR(LRScheduler):
     """Times gamma at each of the `milestones`."""
 
-    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         self.milestones, self.gamma = sorted(milestones), gamma
         super().__init__(optimizer, last_epoch)
 
@@ -125,9 +145,19 @@ class ConstantLR(LRScheduler):
 class LinearLR(LRScheduler):
     """From start_factor to end_factor in `total_iters` equal steps: a linear warm-up."""
 
-    def __init__(self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5, last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+        last_epoch: int = -1,
+    ) -> None:
         if not 0.0 < start_factor <= 1.0 or not 0.0 <= end_factor <= 1.0:
-            raise user_error(OptionError, f"LinearLR: start_factor must be in (0, 1] and end_factor in [0, 1], got {start_factor}, {end_factor}")
+            raise user_error(
+                OptionError,
+                f"LinearLR: start_factor must be in (0, 1] and end_factor in [0, 1], got {start_factor}, {end_factor}",
+            )
         self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
         super().__init__(optimizer, last_epoch)
 
@@ -139,7 +169,7 @@ class LinearLR(LRScheduler):
 class CosineAnnealingLR(LRScheduler):
     """From the first rate to `eta_min` along half a cosine wave of T_max steps (Loshchilov and Hutter, ICLR 2017)."""
 
-    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:  # noqa: N803
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         if T_max < 1:
             raise user_error(OptionError, f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
         self.T_max, self.eta_min = T_max, eta_min
@@ -152,9 +182,14 @@ class CosineAnnealingLR(LRScheduler):
 class SequentialLR(LRScheduler):
     """One schedule after the other: the next begins, at its own step 0, at each of the `milestones`."""
 
-    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = -1
+    ) -> None:
         if not schedulers or len(milestones) != len(schedulers) - 1:
-            raise user_error(OptionError, f"SequentialLR: {len(schedulers)} schedules need {max(len(schedulers) - 1, 0)} milestones, got {len(milestones)}")
+            raise user_error(
+                OptionError,
+                f"SequentialLR: {len(schedulers)} schedules need {max(len(schedulers) - 1, 0)} milestones, got {len(milestones)}",
+            )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise user_error(OptionError, "SequentialLR: all schedules must belong to the same optimizer")
         self.schedulers, self.milestones = list(schedulers), list(milestones)
@@ -176,19 +211,36 @@ class OneCycleLR(LRScheduler):
     With cycle_momentum the momentum (or Adam's first beta) goes the other way.
     """
 
-    def __init__(self, optimizer: Optimizer, max_lr: float | Sequence[float], total_steps: int | None = None, epochs: int | None = None,
-                 steps_per_epoch: int | None = None, pct_start: float = 0.3, anneal_strategy: str = "cos", cycle_momentum: bool = True,
-                 base_momentum: float = 0.85, max_momentum: float = 0.95, div_factor: float = 25.0, final_div_factor: float = 1e4,
-                 last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float | Sequence[float],
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        last_epoch: int = -1,
+    ) -> None:
         if total_steps is None:
             if epochs is None or steps_per_epoch is None:
                 raise user_error(OptionError, "OneCycleLR: give total_steps, or epochs and steps_per_epoch")
             total_steps = epochs * steps_per_epoch
         if total_steps < 1 or not 0.0 <= pct_start <= 1.0 or anneal_strategy not in ("cos", "linear"):
-            raise user_error(OptionError, f"OneCycleLR: total_steps {total_steps}, pct_start {pct_start} or anneal_strategy {anneal_strategy!r} is not allowed")
+            raise user_error(
+                OptionError,
+                f"OneCycleLR: total_steps {total_steps}, pct_start {pct_start} or anneal_strategy {anneal_strategy!r} is not allowed",
+            )
         groups = optimizer.param_groups
         self.max_lrs = list(max_lr) if isinstance(max_lr, Sequence) else [max_lr] * len(groups)
-        if cycle_momentum and not all("betas" in group or ("momentum" in group and group.uses("momentum")) for group in groups):
+        if cycle_momentum and not all(
+            "betas" in group or ("momentum" in group and group.uses("momentum")) for group in groups
+        ):
             raise user_error(OptionError, "OneCycleLR: cycle_momentum needs an optimizer with momentum or betas")
         self.total_steps, self.pct_start, self.anneal_strategy = total_steps, pct_start, anneal_strategy
         self.cycle_momentum, self.base_momentum, self.max_momentum = cycle_momentum, base_momentum, max_momentum
@@ -196,7 +248,9 @@ class OneCycleLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def _between(self, start: float, end: float, done: float) -> float:
-        return start + (end - start) * (done if self.anneal_strategy == "linear" else (1 - math.cos(math.pi * done)) / 2)
+        return start + (end - start) * (
+            done if self.anneal_strategy == "linear" else (1 - math.cos(math.pi * done)) / 2
+        )
 
     def _cycle(self, steps: int, first: float, top: float, last: float) -> float:
         if steps > self.total_steps:
@@ -230,10 +284,22 @@ def _set_momentum(group: ParamGroup, momentum: float) -> None:
 class ReduceLROnPlateau:
     """Times `factor` when `metric` has not become better for more than `patience` calls of `step(metric)`."""
 
-    def __init__(self, optimizer: Optimizer, mode: str = "min", factor: float = 0.1, patience: int = 10, threshold: float = 1e-4,
-                 cooldown: int = 0, min_lr: float = 0.0, eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
         if mode not in ("min", "max") or not 0.0 < factor < 1.0:
-            raise user_error(OptionError, f"ReduceLROnPlateau: mode must be 'min' or 'max' and factor in (0, 1), got {mode!r}, {factor}")
+            raise user_error(
+                OptionError,
+                f"ReduceLROnPlateau: mode must be 'min' or 'max' and factor in (0, 1), got {mode!r}, {factor}",
+            )
         self.optimizer, self.mode, self.factor, self.patience = optimizer, mode, factor, patience
         self.threshold, self.cooldown, self.min_lr, self.eps = threshold, cooldown, min_lr, eps
         self.best = math.inf if mode == "min" else -math.inf

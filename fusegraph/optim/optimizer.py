@@ -60,7 +60,9 @@ class ParamGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if current_trace() is not None:
-            raise user_error(TraceError, f"option {key!r} is set inside of a compiled function; do it (or call the schedule) outside")
+            raise user_error(
+                TraceError, f"option {key!r} is set inside of a compiled function; do it (or call the schedule) outside"
+            )
         if key not in SCALARS or value is None:
             if key in self and not _same(super().__getitem__(key), value):
                 configuration_changed()
@@ -72,7 +74,11 @@ class ParamGroup(dict[str, Any]):
 
     def _new(self, key: str, value: Any) -> Any:
         name = f"{self._label}{key}"
-        return tuple(_number(f"{name}{i + 1}", part) for i, part in enumerate(value)) if key == "betas" else _number(name, value)
+        return (
+            tuple(_number(f"{name}{i + 1}", part) for i, part in enumerate(value))
+            if key == "betas"
+            else _number(name, value)
+        )
 
     def _write(self, key: str, value: Any) -> None:
         held = super().__getitem__(key)
@@ -116,7 +122,10 @@ def _same(a: Any, b: Any) -> bool:
 def check_option(name: str, value: Any, low: float = 0.0, high: float = float("inf")) -> None:
     """Raise OptionError unless low <= value < high (NaN is outside)."""
     if not (isinstance(value, (int, float, np.floating, np.integer)) and low <= value < high):
-        raise user_error(OptionError, f"{name} must be {'at least ' + format(low, 'g') if high == float('inf') else f'in [{low:g}, {high:g})'}, got {value!r}")
+        raise user_error(
+            OptionError,
+            f"{name} must be {'at least ' + format(low, 'g') if high == float('inf') else f'in [{low:g}, {high:g})'}, got {value!r}",
+        )
 
 
 class Optimizer:
@@ -128,10 +137,15 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Any]] = {}
         self._regrouped = 0
         if isinstance(params, Tensor):
-            raise user_error(OptionError, "an optimizer takes an iterable of parameters, got one tensor; write [tensor]")
+            raise user_error(
+                OptionError, "an optimizer takes an iterable of parameters, got one tensor; write [tensor]"
+            )
         given = list(params)
         if not given:
-            raise user_error(GradientError, f"{type(self).__name__} got no parameters (a model without any, or a generator that was used up?)")
+            raise user_error(
+                GradientError,
+                f"{type(self).__name__} got no parameters (a model without any, or a generator that was used up?)",
+            )
         for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
             self.add_param_group(group)
 
@@ -150,7 +164,9 @@ class Optimizer:
             taken.add(id(param))
         self._check(options)
         number = len(self.param_groups)
-        self.param_groups.append(ParamGroup(options, f"{type(self).__name__}.{number}." if number else f"{type(self).__name__}."))
+        self.param_groups.append(
+            ParamGroup(options, f"{type(self).__name__}.{number}." if number else f"{type(self).__name__}.")
+        )
         configuration_changed()
 
     def _check_parameter(self, param: Any, taken: set[int]) -> None:
@@ -159,7 +175,9 @@ class Optimizer:
         if param.is_symbol:
             raise user_error(TraceError, "make the optimizer outside of the compiled function")
         if not param.is_leaf:
-            raise user_error(GradientError, f"a tensor of shape {list(param.shape)} was computed: only leaves can be optimized")
+            raise user_error(
+                GradientError, f"a tensor of shape {list(param.shape)} was computed: only leaves can be optimized"
+            )
         if id(param) in taken:
             raise user_error(OptionError, f"parameter {param.name or list(param.shape)} stands in the groups twice")
 
@@ -191,8 +209,11 @@ class Optimizer:
                 with no_grad():
                     self._update(group, params)
         if not found:
-            raise user_error(GradientError, f"{type(self).__name__}.step(): no parameter has a gradient; call backward() before it "
-                             "(or do the parameters not require a gradient?)")
+            raise user_error(
+                GradientError,
+                f"{type(self).__name__}.step(): no parameter has a gradient; call backward() before it "
+                "(or do the parameters not require a gradient?)",
+            )
         return loss
 
     def _prepare(self, number: int, group: ParamGroup, params: list[Tensor]) -> None:
@@ -267,9 +288,15 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Options and state as plain data, parameters by number (tensors share memory with the optimizer)."""
         number = {id(param): index for index, param in self._numbered()}
-        groups = [{key: [number[id(param)] for param in value] if key == "params" else value for key, value in group.items()}
-                  for group in self.param_groups]
-        state = {number[id(param)]: {name: value.detach() for name, value in entries.items()} for param, entries in self.state.items() if entries}
+        groups = [
+            {key: [number[id(param)] for param in value] if key == "params" else value for key, value in group.items()}
+            for group in self.param_groups
+        ]
+        state = {
+            number[id(param)]: {name: value.detach() for name, value in entries.items()}
+            for param, entries in self.state.items()
+            if entries
+        }
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -321,7 +348,9 @@ def _parameter_of(entry: Any) -> Any:
 def _copied(name: str, index: int, value: Any, param: Tensor) -> Tensor:
     array = np.array(value.detach() if hasattr(value, "detach") else value)
     if array.ndim and array.shape != param.shape:
-        raise StateError(f"state {name!r} of parameter {index} has shape {list(array.shape)}, the parameter {list(param.shape)}")
+        raise StateError(
+            f"state {name!r} of parameter {index} has shape {list(array.shape)}, the parameter {list(param.shape)}"
+        )
     return Tensor._make(array.astype(float64 if not array.ndim and name == "step" else param.dtype))
 
 
@@ -333,4 +362,3 @@ def zeros_for(param: Tensor) -> Tensor:
 def step_count(value: float = 0.0) -> Tensor:
     """A count of steps: 0-d float64."""
     return Tensor._make(np.asarray(float(value)))
-

@@ -57,18 +57,18 @@ def _zip(name: str, reference: Callable[[Array, Array], Array], derivative: Call
 
 
 def _vjp_pow(ct: Any, out: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    to_base = e.mul(ct, e.mul(b, e.bind("pow", a, e.sub(b, 1.0))))
-    usable = e.where(e.gt(a, 0.0), a, 1.0)
-    return to_base, e.where(e.gt(a, 0.0), e.mul(ct, e.mul(out, e.bind("log", usable))), 0.0)
+    to_base = e.where(e.eq(b, 0.0), 0.0, e.mul(ct, e.mul(b, e.bind("pow", a, e.sub(b, 1.0)))))
+    flat = e.eq(a, 0.0)  # 0 ** b is 0 on all sides of b, as far as there is a gradient
+    return to_base, e.where(flat, 0.0, e.mul(ct, e.mul(out, e.bind("log", e.where(flat, 1.0, a)))))
 
 
 def _vjp_extreme(compare: str) -> Callable[[Any, Any, Any, Any], tuple[Any, Any]]:
-    """The larger (smaller) operand takes the cotangent; equal ones take half each, as in PyTorch."""
+    """The larger (smaller) operand takes the cotangent; equal ones take half each, as in PyTorch (and with NaN both take all)."""
     def vjp(ct: Any, out: Any, a: Any, b: Any) -> tuple[Any, Any]:
         half = e.mul(ct, 0.5)
         tie = e.eq(a, b)
-        to_a = e.where(e.bind(compare, a, b), ct, 0.0)
-        to_b = e.where(e.bind(compare, b, a), ct, 0.0)
+        to_a = e.where(e.bind(compare, b, a), 0.0, ct)
+        to_b = e.where(e.bind(compare, a, b), 0.0, ct)
         return e.where(tie, half, to_a), e.where(tie, half, to_b)
     return vjp
 
