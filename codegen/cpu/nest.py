@@ -1,0 +1,174 @@
+"""Any loop as an explicit-vector LLVM function: the emitter of schedule "nest", and of whatever no other emitter takes.
+
+The loop is brought into canonical form (nest_canonical), a plan is chosen (nest_plan), and loops are written from the outside
+in: the threads' share of the space, the rest of the space, and for each point (or each few vectors of points) the stages.
+Expressions are written by `body`, which places each at the outermost loop where it is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
+from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
+from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
+from fusegraph.codegen.cpu.nest_canonical import canonical_loop
+from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
+from fusegraph.codegen.cpu.nest_stage import StageWriter
+from fusegraph.ir.index import Axis
+from fusegraph.ir.loops import Loop, Program
+from fusegraph.ir.loops_text import print_loop
+
+
+def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *, exact: bool = False,
+              parallel: bool | None = None) -> EmittedKernel:  # fmt: skip
+    """Write the kernel of `loop` into `module`.
+
+    `vector_bits`: width of a vector register. `exact`: C library functions, no contraction, sequential reductions.
+    `parallel`: whether it is split among threads; None decides by the amount of work.
+    """
+    buffers = kernel_buffers(loop)
+    fn = kernel_function(module, loop)
+    describe(fn, loop, program)
+    canonical = canonical_loop(loop, program.buffers)
+    if canonical.points() == 0 or not canonical.stages:
+        return EmittedKernel(loop.name, buffers, 0, False)
+    plan = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel)
+    pointers = {name: f"%p{position}" for position, name in enumerate(buffers)}
+    evaluator = Evaluator(fn, module, program.buffers, pointers, loop.writes(), exact)
+    NestWriter(evaluator, canonical, plan).write()
+    return EmittedKernel(loop.name, buffers, 0, plan.parallel)
+
+
+def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:
+    """Comments at the head of a kernel: its loop, and its buffers."""
+    fn.comment(print_loop(loop))
+    for position, name in enumerate(kernel_buffers(loop)):
+        buffer = program.buffers[name]
+        fn.comment(f"%p{position} = {name}: {buffer.dtype.name}{list(buffer.shape)} ({buffer.role})")
+
+
+def thread_share(fn: FunctionBuilder, count: int, parallel: bool) -> tuple[int | str, int | str]:
+    """This thread's part lo, hi of 0 .. count - 1."""
+    if not parallel:
+        return 0, count
+    low = fn.op(f"udiv i64 {fn.op(f'mul i64 %tid, {count}')}, %nt")
+    following = fn.op("add i64 %tid, 1")
+    return low, fn.op(f"udiv i64 {fn.op(f'mul i64 {following}, {count}')}, %nt")
+
+
+class NestWriter:
+    """Writes the loops over the space of a canonical loop."""
+
+    def __init__(self, evaluator: Evaluator, loop: Loop, plan: Plan) -> None:
+        self._e, self._fn, self._loop, self._plan = evaluator, evaluator.fn, loop, plan
+        self._stages = StageWriter(evaluator, plan)
+
+    def write(self) -> None:
+        """Everything: the function's body, up to its end."""
+        shared, rest = self._plan.outer[: self._plan.shared], self._plan.outer[self._plan.shared :]
+        self._hoist()
+        if self._plan.split_vector:
+            self._split_with_vector(shared)
+            return
+        count = math.prod(axis.extent for axis in shared)
+        low, high = thread_share(self._fn, count, self._plan.parallel)
+        if low == 0 and high == 1:
+            self._outer(rest)
+            return
+        self._fn.comment(f"for {', '.join(f'{a.name} < {a.extent}' for a in shared)}: this thread's part")
+        with self._fn.loop(low, high) as loop, self._e.scope(self._unravel(loop.index, shared)):
+            self._hoist()
+            self._outer(rest)
+
+    def _split_with_vector(self, outer: Sequence[Axis]) -> None:
+        """Few points outside: (point, block of the vector axis) pairs are shared."""
+        axis, fn = self._plan.axis, self._fn
+        assert axis is not None
+        unit = self._plan.lanes * self._plan.copies
+        blocks = -(-axis.extent // unit)
+        points = math.prod(a.extent for a in outer)
+        if points == 1:
+            low, high = thread_share(fn, blocks, self._plan.parallel)
+            self._vectors(*self._limits(low, high, unit, axis.extent))
+            return
+        chunk = -(-blocks // min(blocks, -(-64 // points)))  # blocks
+        chunks = -(-blocks // chunk)
+        low, high = thread_share(fn, points * chunks, self._plan.parallel)
+        with fn.loop(low, high) as loop:
+            point = fn.op(f"udiv i64 {loop.index}, {chunks}")
+            first = fn.op(f"mul i64 {fn.op(f'urem i64 {loop.index}, {chunks}')}, {chunk}")
+            last = fn.op(f"add i64 {first}, {chunk}")
+            with self._e.scope(self._unravel(point, outer)):
+                self._hoist()
+                self._vectors(*self._limits(first, last, unit, axis.extent))
+
+    def _limits(self, low: int | str, high: int | str, unit: int, extent: int) -> tuple[int | str, int | str]:
+        """Blocks low .. high of `unit` points as points."""
+        if isinstance(low, int) and isinstance(high, int):
+            return low * unit, min(high * unit, extent)
+        first, last = (self._fn.op(f"mul i64 {part}, {unit}") for part in (low, high))
+        return first, self._fn.min_i64(last, extent)
+
+    def _unravel(self, number: str, axes: Sequence[Axis]) -> dict[Axis, Position]:
+        """The positions of `axes` for point `number` in C order."""
+        positions, stride = {}, math.prod(axis.extent for axis in axes)
+        for place, axis in enumerate(axes):
+            stride //= axis.extent
+            part = number if stride == 1 else self._fn.op(f"udiv i64 {number}, {stride}")
+            positions[axis] = Position(part if place == 0 else self._fn.op(f"urem i64 {part}, {axis.extent}"))
+        return positions
+
+    def _outer(self, axes: Sequence[Axis]) -> None:
+        """Loops over the rest of the space, then the vector axis or the point."""
+        if not axes:
+            if self._plan.axis is not None:
+                self._vectors(0, self._plan.axis.extent)
+            else:
+                with self._e.point():
+                    self._stages.write_all(self._loop.stages)
+            return
+        self._fn.comment(f"for {axes[0].name} < {axes[0].extent}")
+        with self._fn.loop(0, axes[0].extent) as loop, self._e.scope({axes[0]: Position(loop.index)}):
+            self._hoist()
+            self._outer(axes[1:])
+
+    def _vectors(self, low: int | str, high: int | str) -> None:
+        """The vector axis from low to high: whole blocks of vectors, then what is left at its end."""
+        axis, lanes = self._plan.axis, self._plan.lanes
+        assert axis is not None
+        unit = lanes * self._plan.copies
+        whole = axis.extent // unit * unit
+        if whole and not (whole == unit and low == 0 and high == axis.extent):
+            limit = high if whole == axis.extent else self._fn.min_i64(high, whole)
+            limit = int(limit) if str(limit).isdigit() else limit
+            self._fn.comment(f"for {axis.name} < {whole} by {unit}: {self._plan.copies} vectors of {lanes}")
+            with self._fn.loop(low, limit, unit) as loop, self._e.scope({axis: Position(loop.index)}):
+                copies = [Copy(loop.index, k * lanes, lanes, lanes) for k in range(self._plan.copies)]
+                self._points(copies)
+        elif whole:
+            self._points([Copy(None, k * lanes, lanes, lanes) for k in range(self._plan.copies)])
+        rest = [Copy(None, at, lanes, min(lanes, axis.extent - at)) for at in range(whole, axis.extent, lanes)]
+        if rest:
+            self._fn.comment(f"{axis.name} = {whole} .. {axis.extent - 1}")
+            with self._only_at_end(high, axis.extent), self._e.scope({}):
+                self._points(rest)
+
+    @contextmanager
+    def _only_at_end(self, high: int | str, extent: int) -> Iterator[None]:
+        if isinstance(high, int):
+            yield
+            return
+        with self._fn.if_(self._fn.compare("eq", "i64", high, extent)):
+            yield
+
+    def _points(self, copies: Sequence[Copy]) -> None:
+        assert self._plan.axis is not None
+        frame = Frame(self._plan.axis, self._plan.lanes, True, tuple(copies))
+        with self._e.scope({}), self._e.framed(frame), self._e.point():
+            self._stages.write_all(self._loop.stages)
+
+    def _hoist(self) -> None:
+        self._stages.hoist_all(self._loop.stages)

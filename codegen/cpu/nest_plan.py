@@ -1,0 +1,225 @@
+"""How a canonical loop is run: which axis the vector lanes lie along, how much is unrolled, what is split among threads.
+
+Two ways:
+  columns   lanes lie along one axis of the space; each lane is a point of its own, with its own accumulators
+  rows      the space is walked point by point; each stage has its lanes along one of its own axes
+The cheaper one is taken, by a count of instructions that knows contiguous, strided and gathered access.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fusegraph.codegen.cpu.nest_canonical import inner_axes, stage_roots
+from fusegraph.codegen.cpu.vecmath import FUNCTIONS
+from fusegraph.ir.index import Axis, Index
+from fusegraph.ir.loops import Buffer, Loop, Stage
+from fusegraph.ir.scalar import Expr, walk
+
+_PARALLEL_WORK = 20_000  # element operations below which one thread is faster than waking others
+_SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores
+_STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
+_STATIC_WEIGHT = 400  # but not if that makes more than about this many instructions
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """rows: the stage's vector axis (None: point by point), lanes, vectors in flight, and whether all are written out."""
+
+    axis: Axis | None
+    lanes: int
+    copies: int
+    static: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """columns if `axis` is not None (the vector axis of the space), else rows (`stages` says how).
+
+    outer         the other axes of the space, looped over in this order
+    shared        how many of them, from the front, are split among threads (as one range)
+    split_vector  whether the vector axis is split too
+    chains        columns: separate accumulators along the innermost reduce axis
+    """
+
+    axis: Axis | None
+    lanes: int
+    copies: int
+    chains: int
+    outer: tuple[Axis, ...]
+    shared: int
+    split_vector: bool
+    stages: tuple[StagePlan, ...]
+    parallel: bool
+
+
+def plan_nest(loop: Loop, buffers: Mapping[str, Buffer], lanes: int, exact: bool, parallel: bool | None = None) -> Plan:
+    """Choose for a canonical loop. `lanes`: float32 elements in a vector register. `parallel`: None decides by work."""
+    lanes = _lanes_of_types(loop, lanes)
+    columns = None if _uses_local(loop, buffers) else _best_column(loop, lanes)
+    rows = [_best_row_axis(stage, loop.space, lanes, exact) for stage in loop.stages]
+    if parallel is None:
+        parallel = _work(loop) >= _PARALLEL_WORK
+    parallel = parallel and loop.points() > 1
+    if columns is not None and columns[0] <= sum(cost for cost, _ in rows):
+        return _column_plan(loop, columns[1], lanes, exact, parallel)
+    stages = tuple(_stage_plan(stage, axis, lanes) for stage, (_, axis) in zip(loop.stages, rows, strict=True))
+    shared = _shared_axes(loop.space)
+    return Plan(None, 1, 1, 1, loop.space, shared, False, stages, parallel)
+
+
+def fitting_lanes(extent: int, lanes: int) -> int:
+    """The vector length for an axis of this extent: at most `lanes`, a power of two that is not more than needed."""
+    return min(lanes, 1 << max(extent - 1, 1).bit_length())
+
+
+# -- costs ----------------------------------------------------------------------------------------------------------------
+
+
+def _uses_local(loop: Loop, buffers: Mapping[str, Buffer]) -> bool:
+    return any(buffers[name].role == "local" for name in (*loop.reads(), *loop.writes()))
+
+
+def _lanes_of_types(loop: Loop, lanes: int) -> int:
+    """Half as many lanes where everything has eight bytes."""
+    sizes = {node.dtype.itemsize for stage in loop.stages for node in walk(stage_roots(stage)) if node.op != "index"}
+    sizes -= {1}
+    return max(2, lanes // 2) if sizes == {8} else lanes
+
+
+def _operation_cost(node: Expr) -> float:
+    if node.op in ("const", "acc", "load"):
+        return 0.0
+    if node.op in ("div", "sqrt"):
+        return 4.0
+    if node.op in FUNCTIONS:
+        return (25.0 if node.op == "pow" else 14.0) * (4 if node.dtype.itemsize == 8 else 1)
+    if node.op == "philox":
+        return 60.0
+    return {"floordiv": 20.0, "mod": 20.0}.get(node.op, 1.0)
+
+
+def _access_cost(index: Index, axis: Axis | None, lanes: int) -> float:
+    """Of one vector of `lanes` points along `axis` (None: of one point)."""
+    if axis is None or axis not in index.axes:
+        return 1.0
+    if not all(isinstance(atom, Axis) or axis not in Index(0, ((atom, 1),)).axes for atom, _ in index.terms):
+        return 1.5 * lanes + 2
+    return {1: 1.0, -1: 2.0}.get(index.coefficient(axis), float(lanes))
+
+
+def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int) -> float:
+    """Instructions of a stage over the whole space. Values are computed once along the inner axes that they depend on."""
+    inner = inner_axes(stage)
+    everywhere = math.prod(a.extent for a in space if a != axis)
+    total = 0.0
+
+    def evaluations(axes: frozenset[Axis], varies: bool) -> float:
+        count = everywhere * math.prod(a.extent for a in inner if a in axes and a != axis)
+        if axis is None or not varies:
+            return count
+        return count * math.ceil(axis.extent / lanes)
+
+    for node in walk(stage_roots(stage)):
+        cost = _operation_cost(node)
+        if node.op == "load":
+            cost += _access_cost(node.attribute.index[0], axis, lanes) + 2 * len(node.attribute.mask)
+        total += cost * evaluations(node.axes, axis in node.axes)
+    points = frozenset(inner)
+    for store in stage.stores:
+        total += _access_cost(store.index[0], axis, lanes) * evaluations(points, True)
+    total += len(stage.reduces) * evaluations(points, True)
+    if axis in stage.reduce_axes:
+        total += everywhere * 6.0 * len(stage.reduces) * math.log2(max(lanes, 2))
+    return total + everywhere * 2
+
+
+def _best_column(loop: Loop, lanes: int) -> tuple[float, Axis] | None:
+    found = []
+    for position, axis in enumerate(reversed(loop.space)):
+        width = fitting_lanes(axis.extent, lanes)
+        found.append((sum(_stage_cost(stage, loop.space, axis, width) for stage in loop.stages), position, axis))
+    if not found:
+        return None
+    cost, _, axis = min(found)
+    return cost, axis
+
+
+def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool) -> tuple[float, Axis | None]:
+    choices: list[tuple[float, int, Axis | None]] = [(_stage_cost(stage, space, None, 1), 1 << 30, None)]
+    candidates = inner_axes(stage)
+    if stage.reduces and exact:
+        candidates = ()
+    elif any(reduce.op.startswith("arg") for reduce in stage.reduces):
+        candidates = candidates[-1:]  # lanes must meet the points in C order
+    for position, axis in enumerate(reversed(candidates)):
+        if axis.extent > 1:
+            choices.append((_stage_cost(stage, space, axis, fitting_lanes(axis.extent, lanes)), position, axis))
+    cost, _, axis = min(choices, key=lambda choice: choice[:2])
+    return cost, axis
+
+
+def _work(loop: Loop) -> int:
+    """Element operations of the whole loop."""
+    total = 0
+    for stage in loop.stages:
+        points = math.prod(axis.extent for axis in inner_axes(stage))
+        total += points * sum(1 + int(_operation_cost(node)) for node in walk(stage_roots(stage)) if node.op != "const")
+    return total * loop.points()
+
+
+# -- unrolling and splitting ----------------------------------------------------------------------------------------------
+
+
+def stage_weight(stage: Stage) -> float:
+    """Instructions of one vector of a stage, roughly."""
+    nodes = walk(stage_roots(stage))
+    return sum(_operation_cost(node) + (node.op == "load") for node in nodes) + len(stage.stores) + len(stage.reduces)
+
+
+def _copies(weight: float, vectors: int, most: int = 4) -> int:
+    """Vectors in flight; a number that leaves no rest if there is one."""
+    wanted = min(most if weight <= 16 else 2 if weight <= 40 else 1, max(vectors, 1))
+    for count in range(wanted, 1, -1):
+        if vectors % count == 0 and 2 * count >= wanted:
+            return count
+    return wanted
+
+
+def _stage_plan(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
+    if axis is None:
+        return StagePlan(None, 1, 1, False)
+    lanes = fitting_lanes(axis.extent, lanes)
+    weight, vectors = stage_weight(stage), -(-axis.extent // lanes)
+    if vectors <= _STATIC_VECTORS and weight * vectors <= _STATIC_WEIGHT:
+        return StagePlan(axis, lanes, vectors, True)
+    return StagePlan(axis, lanes, _copies(weight, axis.extent // lanes), False)
+
+
+def _column_plan(loop: Loop, axis: Axis, lanes: int, exact: bool, parallel: bool) -> Plan:
+    lanes = fitting_lanes(axis.extent, lanes)
+    weight = max(stage_weight(stage) for stage in loop.stages)
+    reduces = max(len(stage.reduces) for stage in loop.stages)
+    full = max(axis.extent // lanes, 1)
+    most = 8 if reduces == 1 and weight <= 6 else 4
+    copies = _copies(weight, full, most)
+    innermost = [stage.reduce_axes[-1].extent for stage in loop.stages if stage.reduce_axes]
+    chains = 1
+    if reduces and not exact and copies * reduces < 4 and max(innermost, default=0) >= 16:
+        chains = 4 // (copies * reduces)
+    outer = tuple(a for a in loop.space if a != axis)
+    shared = _shared_axes(outer)
+    split = math.prod(a.extent for a in outer) < _SPLIT_ITEMS and axis.extent > lanes * copies
+    return Plan(axis, lanes, copies, chains, outer, len(outer) if split else shared, split, (), parallel)
+
+
+def _shared_axes(axes: Sequence[Axis]) -> int:
+    """How many leading axes have enough points together to be shared evenly."""
+    points = 1
+    for position, axis in enumerate(axes):
+        points *= axis.extent
+        if points >= 2 * _SPLIT_ITEMS:
+            return position + 1
+    return len(axes)
