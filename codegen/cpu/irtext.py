@@ -104,6 +104,7 @@ class FunctionBuilder:
         self.block = "entry"
         self._lines: list[str] = []
         self._counter = 0
+        self._taken = frozenset(param.split()[-1] for param in params)
         self._returned = False
 
     # names, lines, blocks
@@ -111,6 +112,8 @@ class FunctionBuilder:
     def fresh(self, prefix: str = "v") -> str:
         """A new SSA name, ``%prefixN``; N counts through the whole function."""
         self._counter += 1
+        while f"%{prefix}{self._counter}" in self._taken:
+            self._counter += 1
         return f"%{prefix}{self._counter}"
 
     def fresh_label(self, prefix: str) -> str:
