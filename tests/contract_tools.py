@@ -63,3 +63,10 @@ def _inside(buffer: Buffer, array: np.ndarray) -> np.ndarray:
 def program_of(loop: Loop, buffers: Sequence[Buffer]) -> Program:
     """A program of one loop."""
     return Program("test", {buffer.name: buffer for buffer in buffers}, (loop,), (), ())
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, relative: float = 1e-5) -> None:
+    """Within `relative` of the largest expected value."""
+    assert found.shape == expected.shape
+    scale = max(float(np.abs(expected).max(initial=0.0)), 1.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * scale)

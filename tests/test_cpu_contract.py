@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_tools import CompiledLoop, program_of
+from contract_tools import CompiledLoop, assert_close, program_of
 
 from fusegraph.dtypes import float32, float64, int64
 from fusegraph.ir.index import Axis, Index
@@ -60,13 +60,6 @@ def product(arrays: dict[str, np.ndarray], layout: str) -> np.ndarray:
     """The matrix product in float64."""
     a, b = arrays["a"].astype(np.float64), arrays["b"].astype(np.float64)
     return np.matmul(a if layout[0] == "n" else a.swapaxes(-1, -2), b if layout[1] == "n" else b.swapaxes(-1, -2))
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray, relative: float = 1e-5) -> None:
-    """Within `relative` of the largest expected value."""
-    assert found.shape == expected.shape
-    scale = max(float(np.abs(expected).max(initial=0.0)), 1.0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * scale)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

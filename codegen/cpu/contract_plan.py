@@ -1,16 +1,16 @@
 """What a contraction is, read off a loop's index maps: operands, classes of axes, merged axes.
 
-A loop of schedule "contract" sums a product of two loads. Each axis of its space stands in the index of one operand, of
-both, or of neither, and that alone decides how it runs:
+A loop of schedule "contract" sums a product of two loads. Each axis of its space stands in the index of one
+operand, of both, or of neither, and that alone decides how it runs:
 
-    columns   in the vector operand only          (n of a matrix product; n, y, x of a convolution's image)
-    rows      in the broadcast operand only       (m of a matrix product; the output channels)
-    shared    in both or in neither               (batch axes)
-    sums      the reduce axes                     (k; channels and taps)
+    columns   in the wide operand only     (n of a matrix product; n, y, x of a convolution's image)
+    rows      in the narrow operand only   (m of a matrix product; the output channels)
+    shared    in both or in neither        (batch axes)
+    sums      the reduce axes              (k; channels and taps)
 
-The vector operand is the one that the unit-stride axis of the output belongs to. Axes that reshapes split by // and % are
-taken apart, and neighbours that form one longer axis in every index are merged, so that all layouts of matrix products and
-convolutions come out as a few plain axes.
+Either operand may be the wide one, which is read in vectors along one of its columns; the narrow one is read element
+by element. Axes that reshapes split by // and % are taken apart, and neighbours that form one longer axis are merged,
+so that all layouts of matrix products and convolutions come out as a few plain axes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fusegraph.ir.index import Axis, Div, Index, Mod, flatten_index
+from fusegraph.ir.index import Axis, Div, Index, Mod, Substitution, flatten_index
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
-from fusegraph.ir.scalar import Expr, Mask, walk
+from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Mask, walk
 
-__all__ = ["Contraction", "Operand", "analyse", "merge_axes", "substitute_loop"]
+__all__ = ["Contraction", "Operand", "merge_axes", "normal_form", "offsets_along", "roles", "store_indices"]
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,41 @@ class Operand:
 
     buffer: str
     flat: Index
-    mask: Mask
-
-    @property
-    def plain(self) -> bool:
-        """Whether every address is an affine function of the axes and always inside."""
-        return not self.mask and self.flat.is_affine
+    mask: Mask = ()
 
     @property
     def axes(self) -> frozenset[Axis]:
         """Axes that it depends on, also through the mask."""
         return self.flat.axes.union(*(condition.index.axes for condition in self.mask))
 
+    @property
+    def affine_axes(self) -> frozenset[Axis]:
+        """Axes that stand outside of every // and %."""
+        inside = frozenset().union(*(atom.index.axes for atom, _ in self.flat.terms if isinstance(atom, (Div, Mod))))
+        return self.flat.axes - inside
+
     def stride(self, axis: Axis | None) -> int:
-        """Elements between neighbours along `axis` (only for a plain operand, or an axis that it is affine in)."""
+        """Elements between neighbours along an axis that it is affine in."""
         return 0 if axis is None else self.flat.coefficient(axis)
+
+    def substitute(self, mapping: Substitution) -> Operand:
+        """With axes replaced."""
+        mask = tuple(_substituted(condition, mapping) for condition in self.mask)
+        return Operand(self.buffer, self.flat.substitute(mapping), mask)
+
+
+def _substituted(condition: Condition, mapping: Substitution) -> Condition:
+    index = condition.index.substitute(mapping)
+    return replace(condition, index=index)
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """A loop in normal form. `narrow` is read element by element (broadcast), `wide` in vectors along `column`.
-
-    `narrow_first`: the narrow operand is the first factor of the product.
-    """
+    """A loop in normal form and the roles of its operands; vectors run along `column`, an axis of the wide operand."""
 
     loop: Loop
     narrow: Operand
     wide: Operand
-    narrow_first: bool
     column: Axis
     columns: tuple[Axis, ...]
     rows: tuple[Axis, ...]
@@ -71,52 +78,77 @@ class Contraction:
         return self.loop.stages[0].reduces[0]
 
     @property
-    def multiplications(self) -> int:
-        """Products that are summed in the whole loop."""
-        count = self.loop.points()
-        for axis in self.sums:
-            count *= axis.extent
-        return count
+    def depth(self) -> int:
+        """Products in each sum."""
+        return extent_of(self.sums)
 
 
-def analyse(loop: Loop, program: Program) -> Contraction | None:
-    """The contraction that `loop` is, or None if it is not a sum of a product of two loads followed by plain stores.
+def extent_of(axes: Iterable[Axis]) -> int:
+    """Points of these axes."""
+    count = 1
+    for axis in axes:
+        count *= axis.extent
+    return count
 
-    An empty sum is left to the plain nest, and so is an output of a single element.
+
+def normal_form(loop: Loop, program: Program) -> Loop | None:
+    """The loop without axes of extent 1 and with divided axes taken apart; None if it is no contraction.
+
+    An empty sum is left to the plain nest.
     """
     if not _is_contraction(loop) or any(axis.extent == 0 for axis in loop.stages[0].reduce_axes):
         return None
     loop = _split_axes(_drop_unit_axes(loop), program)
-    operands = _operands(loop, program)
-    if operands is None:
-        return None
-    column = _output_axis(loop, program, operands)
-    if column is None:
-        return None
-    narrow_first = column in operands[1].axes
-    narrow, wide = operands if narrow_first else operands[::-1]
-    if column in narrow.axes or column not in wide.axes or not narrow.plain:
-        return None
-    return _classified(loop, narrow, wide, narrow_first, column)
+    return loop if all(_is_regular(operand) for operand in _operands(loop, program)) else None
 
 
-def _classified(loop: Loop, narrow: Operand, wide: Operand, narrow_first: bool, column: Axis) -> Contraction:
-    columns, rows, shared = [], [], []
+def roles(loop: Loop, program: Program) -> Iterator[Contraction]:
+    """Every sensible choice of the wide operand and of the axis that vectors run along; the most natural one first.
+
+    That is the axis of neighbours in the output; the others are the longest axis of each operand.
+    """
+    first, second = _operands(loop, program)
+    single = [axis for axis in loop.space if (axis in first.axes) != (axis in second.axes)]
+    flats = store_indices(loop, program)
+    chosen: dict[Axis, None] = {}
+    for flat in flats:
+        chosen.update(dict.fromkeys(axis for axis in single if flat.coefficient(axis) == 1))
+    for operand in (second, first):
+        of_operand = [axis for axis in single if axis in operand.axes]
+        if of_operand:
+            chosen[max(of_operand, key=lambda axis: axis.extent)] = None
+    for column in chosen:
+        narrow, wide = (first, second) if column in second.axes else (second, first)
+        yield _classified(loop, narrow, wide, column)
+
+
+def _classified(loop: Loop, narrow: Operand, wide: Operand, column: Axis) -> Contraction:
+    columns: list[Axis] = []
+    rows: list[Axis] = []
+    shared: list[Axis] = []
     for axis in loop.space:
         in_narrow, in_wide = axis in narrow.axes, axis in wide.axes
         (shared if in_narrow == in_wide else columns if in_wide else rows).append(axis)
-    groups = tuple(columns), tuple(rows), tuple(shared)
-    return Contraction(loop, narrow, wide, narrow_first, column, *groups, loop.stages[0].reduce_axes)
+    sums = loop.stages[0].reduce_axes
+    return Contraction(loop, narrow, wide, column, tuple(columns), tuple(rows), tuple(shared), sums)
 
 
-def merge_axes(found: Contraction, program: Program, *, keep_wide_plain: bool) -> Contraction:
-    """Merge neighbouring axes of a class wherever every index of the loop stays affine.
+# -- merging --------------------------------------------------------------------------------------------------------
 
-    `keep_wide_plain=False` lets the wide operand's index keep // and % of merged axes (its panels are then gathered).
+
+def merge_axes(
+    found: Contraction, program: Program, *, plain_columns: bool, plain_rows: bool, merge_sums: bool
+) -> Contraction:
+    """Merge neighbouring axes of a class wherever every index of the output stays affine.
+
+    Without `plain_columns` the wide operand may come to hold // and % of merged columns (it is then gathered), without
+    `plain_rows` the narrow operand of merged rows (a table of offsets then stands for the row's stride).
     """
     while True:
-        for outer, inner in _neighbours(found):
-            merged = _merged(found, program, outer, inner, keep_wide_plain)
+        for group, outer, inner in _neighbours(found, ("columns", "rows", "sums") if merge_sums else ("columns", "rows")):
+            narrow_plain = plain_rows or group != "rows"
+            wide_plain = plain_columns or group != "columns"
+            merged = _merged(found, program, outer, inner, narrow_plain, wide_plain)
             if merged is not None:
                 found = merged
                 break
@@ -124,32 +156,52 @@ def merge_axes(found: Contraction, program: Program, *, keep_wide_plain: bool) -
             return found
 
 
-def _neighbours(found: Contraction) -> Iterator[tuple[Axis, Axis]]:
-    for group in (found.columns, found.rows, found.sums):
+def _neighbours(found: Contraction, groups: Sequence[str]) -> Iterator[tuple[str, Axis, Axis]]:
+    for name in groups:
+        group: tuple[Axis, ...] = getattr(found, name)
         for outer in group:
             for inner in group:
                 if outer is not inner:
-                    yield outer, inner
+                    yield name, outer, inner
 
 
-def _merged(found: Contraction, program: Program, outer: Axis, inner: Axis, keep_wide_plain: bool) -> Contraction | None:
+def _merged(
+    found: Contraction, program: Program, outer: Axis, inner: Axis, narrow_plain: bool, wide_plain: bool
+) -> Contraction | None:
     axis = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent)
     flat = Index.of(axis)
-    loop = substitute_loop(found.loop, {outer: flat // inner.extent, inner: flat % inner.extent}, {outer: (axis,), inner: ()})
-    operands = _operands(loop, program)
-    if operands is None:
+    mapping = {outer: flat // inner.extent, inner: flat % inner.extent}
+    narrow, wide = found.narrow.substitute(mapping), found.wide.substitute(mapping)
+    if (narrow_plain and axis in narrow.axes - narrow.affine_axes) or (wide_plain and axis in wide.axes - wide.affine_axes):
         return None
-    narrow, wide = operands if found.narrow_first else operands[::-1]
-    if not narrow.plain or (keep_wide_plain and not wide.flat.is_affine):
+    loop = _substitute_loop(found.loop, mapping, {outer: (axis,), inner: ()})
+    if not all(_affine_in(index, axis) for index in _output_indices(loop, program)):
         return None
-    if not all(_stays_affine(index, axis) for index in _output_indices(loop, program)):
-        return None
+    groups = {name: _joined(getattr(found, name), outer, inner, axis) for name in ("columns", "rows", "sums")}
     column = axis if found.column in (outer, inner) else found.column
-    return _classified(loop, narrow, wide, found.narrow_first, column)
+    return replace(found, loop=loop, narrow=narrow, wide=wide, column=column, **groups)
 
 
-def _stays_affine(index: Index, axis: Axis) -> bool:
+def _joined(group: tuple[Axis, ...], outer: Axis, inner: Axis, axis: Axis) -> tuple[Axis, ...]:
+    return tuple(axis if member is outer else member for member in group if member is not inner)
+
+
+def _affine_in(index: Index, axis: Axis) -> bool:
     return all(isinstance(atom, Axis) or axis not in Index(0, ((atom, 1),)).axes for atom, _ in index.terms)
+
+
+def offsets_along(operand: Operand, axis: Axis) -> tuple[int, ...] | None:
+    """The operand's offset at each point of `axis`, all other axes at zero; None if it does not simply add up."""
+    for atom, _ in operand.flat.terms:
+        if isinstance(atom, (Div, Mod)) and axis in atom.index.axes and atom.index.axes != {axis}:
+            return None
+    others = {other: Index() for other in operand.flat.axes if other is not axis}
+    along = operand.flat.substitute(others)
+    return tuple(along.substitute({axis: Index(at)}).constant - along.substitute({axis: Index()}).constant
+                 for at in range(axis.extent))  # fmt: skip
+
+
+# -- reading a loop -------------------------------------------------------------------------------------------------
 
 
 def _is_contraction(loop: Loop) -> bool:
@@ -166,33 +218,29 @@ def _is_contraction(loop: Loop) -> bool:
     )  # fmt: skip
 
 
-def _operands(loop: Loop, program: Program) -> tuple[Operand, Operand] | None:
-    found = []
-    for factor in loop.stages[0].reduces[0].value.args:
-        flat = flatten_index(factor.attribute.index, program.buffers[factor.attribute.buffer].shape)
-        if any(not isinstance(atom, (Axis, Div, Mod)) for atom, _ in flat.terms):
-            return None
-        found.append(Operand(factor.attribute.buffer, flat, factor.attribute.mask))
-    return found[0], found[1]
+def _operands(loop: Loop, program: Program) -> tuple[Operand, Operand]:
+    loads = [factor.attribute for factor in loop.stages[0].reduces[0].value.args]
+    first, second = (
+        Operand(load.buffer, flatten_index(load.index, program.buffers[load.buffer].shape), load.mask) for load in loads
+    )
+    return first, second
 
 
-def _output_axis(loop: Loop, program: Program, operands: tuple[Operand, Operand]) -> Axis | None:
-    """The space axis along which vectors run: neighbours in the output, or else the longest one of a single operand."""
-    single = [axis for axis in loop.space if (axis in operands[0].axes) != (axis in operands[1].axes)]
-    for flat in _store_indices(loop, program):
-        unit = [axis for axis in single if flat.coefficient(axis) == 1]
-        if unit:
-            return max(unit, key=lambda axis: axis.extent)
-    return max(single, key=lambda axis: axis.extent) if single else None
+def _is_regular(operand: Operand) -> bool:
+    """Whether no part of its address is read at run time."""
+    indices = [operand.flat, *(condition.index for condition in operand.mask)]
+    return all(isinstance(atom, (Axis, Div, Mod)) for index in indices for atom, _ in index.terms)
 
 
-def _store_indices(loop: Loop, program: Program) -> list[Index]:
-    return [flatten_index(store.index, program.buffers[store.buffer].shape) for stage in loop.stages for store in stage.stores]
+def store_indices(loop: Loop, program: Program) -> list[Index]:
+    """The element number that each store writes."""
+    stores = [store for stage in loop.stages for store in stage.stores]
+    return [flatten_index(store.index, program.buffers[store.buffer].shape) for store in stores]
 
 
 def _output_indices(loop: Loop, program: Program) -> list[Index]:
     """Element numbers of all that the stages after the sum load, store or compute."""
-    found = _store_indices(loop, program)
+    found = store_indices(loop, program)
     for expr in walk([value for stage in loop.stages[1:] for value in stage.expressions()]):
         if expr.op == "load":
             found.append(flatten_index(expr.attribute.index, program.buffers[expr.attribute.buffer].shape))
@@ -202,11 +250,11 @@ def _output_indices(loop: Loop, program: Program) -> list[Index]:
     return found
 
 
-# -- rewriting of a loop's axes -------------------------------------------------------------------------------------------
+# -- rewriting of a loop's axes -------------------------------------------------------------------------------------
 
 
-def substitute_loop(loop: Loop, mapping: Mapping[Axis, Index], axes: Mapping[Axis, Sequence[Axis]]) -> Loop:
-    """The loop with axes replaced: `mapping` gives each old axis as an index, `axes` what takes its place in the lists."""
+def _substitute_loop(loop: Loop, mapping: Substitution, axes: Mapping[Axis, Sequence[Axis]]) -> Loop:
+    """The loop with axes replaced: `mapping` gives each as an index, `axes` what takes its place in the lists."""
 
     def replaced(old: Iterable[Axis]) -> tuple[Axis, ...]:
         return tuple(new for axis in old for new in axes.get(axis, (axis,)))
@@ -214,11 +262,13 @@ def substitute_loop(loop: Loop, mapping: Mapping[Axis, Index], axes: Mapping[Axi
     def expr(value: Expr) -> Expr:
         return value.substitute(mapping)
 
+    def store(old: Store) -> Store:
+        return Store(old.buffer, tuple(i.substitute(mapping) for i in old.index), expr(old.value), old.mode)
+
     stages = tuple(
         Stage(
             replaced(stage.axes), replaced(stage.reduce_axes),
-            tuple(replace(reduce, value=expr(reduce.value)) for reduce in stage.reduces),
-            tuple(Store(s.buffer, tuple(i.substitute(mapping) for i in s.index), expr(s.value), s.mode) for s in stage.stores),
+            tuple(replace(reduce, value=expr(reduce.value)) for reduce in stage.reduces), tuple(map(store, stage.stores)),
         )
         for stage in loop.stages
     )  # fmt: skip
@@ -227,7 +277,7 @@ def substitute_loop(loop: Loop, mapping: Mapping[Axis, Index], axes: Mapping[Axi
 
 def _drop_unit_axes(loop: Loop) -> Loop:
     unit = {axis: () for axis in (*loop.space, *loop.stages[0].reduce_axes) if axis.extent == 1}
-    return substitute_loop(loop, {axis: Index() for axis in unit}, unit) if unit else loop
+    return _substitute_loop(loop, {axis: Index() for axis in unit}, unit) if unit else loop
 
 
 def _split_axes(loop: Loop, program: Program) -> Loop:
@@ -238,15 +288,14 @@ def _split_axes(loop: Loop, program: Program) -> Loop:
             return loop
         axis, divisor = found
         high, low = Axis(f"{axis.name}_q{divisor}", axis.extent // divisor), Axis(f"{axis.name}_r{divisor}", divisor)
-        loop = substitute_loop(loop, {axis: Index.of(high) * divisor + low}, {axis: (high, low)})
+        loop = _substitute_loop(loop, {axis: Index.of(high) * divisor + low}, {axis: (high, low)})
         loop = _drop_unit_axes(loop)
 
 
 def _divided_axis(loop: Loop, program: Program) -> tuple[Axis, int] | None:
-    operands = _operands(loop, program)
     indices = _output_indices(loop, program)
-    for operand in operands or ():
-        indices += [operand.flat, *(condition.index for condition in operand.mask)]
+    for operand in _operands(loop, program):
+        indices += [operand.flat, *(condition.index for condition in operand.mask if isinstance(condition, (Bound, Divides)))]
     for index in indices:
         for atom, _ in index.terms:
             if isinstance(atom, (Div, Mod)):

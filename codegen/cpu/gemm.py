@@ -1,75 +1,28 @@
-"""Matrix products in every layout, register-blocked, with the loop's further stages as epilogue.
+"""Matrix products and convolutions, register-blocked, with the loop's further stages as epilogue.
 
-The output is cut into panels of columns; a panel is packed if the wide operand is not contiguous along the columns; then
-micro-kernels run down its rows. Threads share out the tiles in order, so that neighbours are on the same thread.
+The output is cut into panels of columns and tiles of rows. Threads share out the tiles in order, so that neighbours
+are on the same thread; a thread packs the panels that it needs itself, and stages the images that it needs itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from fusegraph.codegen.cpu.contract_epilogue import element_type, supports
-from fusegraph.codegen.cpu.contract_plan import Contraction, Operand
-from fusegraph.codegen.cpu.gemm_micro import MicroKernels, Step, TileMemory
-from fusegraph.codegen.cpu.gemm_pack import Packer, PanelSource
-from fusegraph.codegen.cpu.gemm_tile import Split, Tile, choose_tile, even_split
-from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
-from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.contract_epilogue import element_type
+from fusegraph.codegen.cpu.contract_plan import Operand, extent_of
+from fusegraph.codegen.cpu.contract_stage import Stager
+from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, FINISH, WHOLE, MicroKernels, Operands, Step, TileMemory
+from fusegraph.codegen.cpu.gemm_pack import Packer
+from fusegraph.codegen.cpu.gemm_plan import GemmPlan
+from fusegraph.codegen.cpu.gemm_tile import Tile
+from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
+from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.ir.index import Axis
-from fusegraph.ir.loops import Program
 
-__all__ = ["GemmPlan", "emit_gemm", "plan_gemm"]
+__all__ = ["emit_gemm"]
 
 _PARALLEL_PRODUCTS = 32_768  # fewer take about a microsecond on one thread
-
-
-@dataclass(frozen=True)
-class GemmPlan:
-    """How a contraction runs as a matrix product."""
-
-    found: Contraction
-    program: Program
-    row: Axis | None
-    outer_rows: tuple[Axis, ...]
-    outer: tuple[Axis, ...]
-    sums: tuple[Axis, ...]
-    lanes: int
-    tile: Tile
-    packed: bool
-
-    @property
-    def row_extent(self) -> int:
-        """Rows of a panel along `row`."""
-        return 1 if self.row is None else self.row.extent
-
-    @property
-    def row_split(self) -> Split:
-        """The tiles along `row`."""
-        return even_split(self.row_extent, self.tile.rows)
-
-    @property
-    def panel_width(self) -> int:
-        """Columns of a whole panel."""
-        return self.tile.vectors * self.lanes
-
-
-def plan_gemm(found: Contraction, program: Program, vector_bits: int, exact: bool = False) -> GemmPlan | None:
-    """A plan, or None if the wide operand is masked or not affine, or the epilogue has an operation that is not handled."""
-    if not found.wide.plain or not supports(found.loop.stages[1:], program):
-        return None
-    lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
-    row = max(found.rows, key=lambda axis: axis.extent, default=None)
-    outer = (*found.shared, *(axis for axis in found.columns if axis is not found.column))
-    # the axis with the smallest stride innermost; exact results keep the order of the loop
-    sums = found.sums if exact else tuple(sorted(found.sums, key=lambda axis: -abs(found.wide.stride(axis))))
-    registers = 32 if vector_bits == 512 else 16
-    tile = choose_tile(1 if row is None else row.extent, found.column.extent, lanes, registers)
-    return GemmPlan(
-        found, program, row, tuple(axis for axis in found.rows if axis is not row), outer, sums, lanes, tile,
-        packed=found.wide.stride(found.column) != 1,
-    )  # fmt: skip
 
 
 def emit_gemm(module: Module, plan: GemmPlan, exact: bool = False) -> EmittedKernel:
@@ -80,90 +33,181 @@ def emit_gemm(module: Module, plan: GemmPlan, exact: bool = False) -> EmittedKer
 class _Emitter:
     def __init__(self, module: Module, plan: GemmPlan, exact: bool) -> None:
         self.module, self.plan, self.found, self.loop = module, plan, plan.found, plan.found.loop
-        self.buffers = tuple(dict.fromkeys(self.loop.reads() + self.loop.writes()))
+        self.buffers = kernel_buffers(self.loop)
         self.element = element_type(self.found.reduce.dtype)
         self.micro = MicroKernels(
             module, self.loop, plan.program, self.buffers, plan.row, self.found.column, plan.lanes, exact
         )
-        source = PanelSource(
-            self.found.wide.stride(self.found.column), tuple((axis.extent, self.found.wide.stride(axis)) for axis in plan.sums)
+        name, lanes = self.loop.name, plan.lanes
+        self.packer = None if plan.source is None else Packer(module, name, lanes, self.element, plan.source)
+        copies = (plan.narrow_copy, f"{name}_stage_narrow"), (plan.wide_copy, f"{name}_stage_wide")
+        self.narrow_stager, self.wide_stager = (
+            None if copy is None else Stager(module, function, lanes, self.element, copy) for copy, function in copies
         )
-        self.packer = Packer(module, self.loop.name, plan.lanes, self.element, source)
+        self.row_table = ""
+        if plan.row_table:
+            entries = ", ".join(f"i64 {offset}" for offset in plan.row_table)
+            self.row_table = f"{name}_rows"
+            module.add_global(self.row_table, f"internal constant [{len(plan.row_table)} x i64] [{entries}]")
+        self._place_scratch()
+
+    def _place_scratch(self) -> None:
+        """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
+        plan, element = self.plan, element_bytes(self.element)
+        panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
+        sums = plan.tiles * plan.row_split.size * plan.panel_width * element if plan.blocks else 0
+        sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
+        self.offsets, at = [], 0
+        for size in sizes:
+            self.offsets.append(at // element)
+            at += -(-size // 64) * 64
+        self.scratch_bytes = at
 
     def emit(self) -> EmittedKernel:
         params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr noalias %scratch", "i64 %tid", "i64 %nt"]
         fn = self.module.function(self.loop.name, params)
         if self.loop.points() > 0:
-            self._panels(fn)
-        scratch = self.packer.bytes(min(self.plan.panel_width, self.found.column.extent)) if self.plan.packed else 0
-        return EmittedKernel(self.loop.name, self.buffers, scratch, self.found.multiplications >= _PARALLEL_PRODUCTS)
+            self._groups(fn)
+        work = self.loop.points() * self.found.depth * extent_of(self.plan.blocks)
+        return EmittedKernel(self.loop.name, self.buffers, self.scratch_bytes, work >= _PARALLEL_PRODUCTS)
 
-    # -- loops over panels and tiles --------------------------------------------------------------------------------------
+    # -- loops over staged copies, panels and tiles -----------------------------------------------------------------
 
-    def _panels(self, fn: FunctionBuilder) -> None:
+    def _groups(self, fn: FunctionBuilder) -> None:
+        """Outermost: the points that staged copies are made for."""
         plan = self.plan
-        whole, rest = divmod(self.found.column.extent, plan.panel_width)
-        panels = whole + (1 if rest else 0)
-        tiles = math.prod(axis.extent for axis in plan.outer_rows) * plan.row_split.count
-        low, high = thread_range(fn, math.prod(axis.extent for axis in plan.outer) * panels * tiles)
-        for_each_part(fn, low, high, tiles, lambda task, first, last: self._task(fn, task, panels, whole, rest, first, last))
+        self.narrow_copy, self.wide_copy, self.panel, self.sums = (
+            fn.gep("%scratch", offset, self.element) for offset in self.offsets
+        )
+        staged = [stager for stager in (self.narrow_stager, self.wide_stager) if self._staged_outside(stager)]
+        grouping = tuple(axis for axis in plan.outer if any(axis in stager.staging.axes for stager in staged))
+        inner = plan.outer[len(grouping) :]
+        per_group = extent_of(inner) * plan.panels * plan.tiles
+        low, high = thread_range(fn, extent_of(grouping) * per_group)
 
-    def _task(self, fn: FunctionBuilder, task: str, panels: int, whole: int, rest: int, first: str, last: str) -> None:
-        coordinates = decode(fn, task, (*self.plan.outer, Axis("panel", panels)))
-        panel = coordinates[Axis("panel", panels)]
-        coordinates[self.found.column] = fn.affine([(self.plan.panel_width, panel)])
+        def group(number: str, first: str, last: str) -> None:
+            coordinates = decode(fn, number, grouping)
+            for stager in staged:
+                self._stage(fn, stager, coordinates)
+            for_each_part(fn, first, last, plan.tiles, lambda task, a, b: self._task(fn, task, inner, coordinates, a, b))
+
+        for_each_part(fn, low, high, per_group, group)
+
+    def _staged_outside(self, stager: Stager | None) -> bool:
+        return stager is not None and not stager.staging.axes & set(self.plan.blocks)
+
+    def _stage(self, fn: FunctionBuilder, stager: Stager, coordinates: Mapping[Axis, str]) -> None:
+        copy = self.narrow_copy if stager is self.narrow_stager else self.wide_copy
+        stager.call(fn, self._base(stager.staging.buffer), coordinates, copy)
+
+    def _base(self, buffer: str) -> str:
+        return f"%base{self.buffers.index(buffer)}"
+
+    def _task(
+        self, fn: FunctionBuilder, task: str, inner: Sequence[Axis], coordinates: Mapping[Axis, str], first: str, last: str
+    ) -> None:
+        """The tiles first .. last of one panel."""
+        plan, panels = self.plan, Axis("panel", self.plan.panels)
+        whole, rest = divmod(self.found.column.extent, plan.panel_width)
+        place = {**coordinates, **decode(fn, task, (*inner, panels))}
+        panel = place.pop(panels)
+        place[self.found.column] = fn.affine([(plan.panel_width, panel)])
         if not rest or not whole:
-            self._panel(fn, coordinates, rest or self.plan.panel_width, first, last)
+            self._panel(fn, place, rest or plan.panel_width, first, last)
             return
         with fn.if_else(fn.compare("slt", "i64", panel, whole)) as branch:
             with branch.then():
-                self._panel(fn, coordinates, self.plan.panel_width, first, last)
+                self._panel(fn, place, plan.panel_width, first, last)
             with branch.otherwise():
-                self._panel(fn, coordinates, rest, first, last)
+                self._panel(fn, place, rest, first, last)
 
-    def _panel(self, fn: FunctionBuilder, coordinates: dict[Axis, str], columns: int, first: str, last: str) -> None:
-        wide = self._address(fn, self.found.wide, coordinates)
-        if self.plan.packed:
-            self.packer.call(fn, wide, "%scratch", columns)
-            wide = "%scratch"
-        count = self.plan.row_split.count
-        if not self.plan.outer_rows:
-            self._tiles(fn, coordinates, columns, wide, first, last)
+    def _panel(self, fn: FunctionBuilder, place: Mapping[Axis, str], columns: int, first: str, last: str) -> None:
+        plan = self.plan
+        if not plan.blocks:
+            self._products(fn, WHOLE, place, columns, first, last)
             return
+        tile = plan.row_split.size * plan.panel_width
+        low, high = fn.affine([(tile, first)]), fn.affine([(tile, last)])
+        ops = VectorOps(fn, plan.lanes, self.element)
+        with fn.loop(low, high, plan.lanes) as loop:
+            ops.store(ops.constant(0), fn.gep(self.sums, loop.index, self.element))
+        with fn.loop(0, extent_of(plan.blocks)) as loop:
+            block = {**place, **decode(fn, loop.index, plan.blocks)}
+            for stager in (self.narrow_stager, self.wide_stager):
+                if stager is not None and not self._staged_outside(stager):
+                    self._stage(fn, stager, block)
+            self._products(fn, ACCUMULATE, block, columns, first, last)
+        self._rows(fn, FINISH, place, columns, self.panel, first, last)
+
+    def _products(
+        self, fn: FunctionBuilder, kind: str, place: Mapping[Axis, str], columns: int, first: str, last: str
+    ) -> None:
+        """Pack the panel if need be, then run down its tiles."""
+        if self.plan.source is not None and self.plan.source.column_table:
+            outside = {axis: value for axis, value in place.items() if axis is not self.found.column}
+            wide = self._address(fn, self.found.wide, self.wide_stager, outside)
+        else:
+            wide = self._address(fn, self.found.wide, self.wide_stager, place)
+        if self.packer is not None:
+            self.packer.call(fn, wide, self.panel, place[self.found.column], columns)
+            wide = self.panel
+        self._rows(fn, kind, place, columns, wide, first, last)
+
+    def _rows(
+        self, fn: FunctionBuilder, kind: str, place: Mapping[Axis, str], columns: int, wide: str, first: str, last: str
+    ) -> None:
+        if not self.plan.outer_rows:
+            self._tiles(fn, kind, place, columns, wide, self.sums, first, last)
+            return
+        count = self.plan.row_split.count
+        block = count * self.plan.row_split.size * self.plan.panel_width
 
         def rows(part: str, low: str, high: str) -> None:
-            self._tiles(fn, {**coordinates, **decode(fn, part, self.plan.outer_rows)}, columns, wide, low, high)
+            sums = fn.gep(self.sums, fn.affine([(block, part)]), self.element)
+            inner = {**place, **decode(fn, part, self.plan.outer_rows)}
+            self._tiles(fn, kind, inner, columns, wide, sums, low, high)
 
         for_each_part(fn, first, last, count, rows)
 
-    def _tiles(self, fn: FunctionBuilder, coordinates: dict[Axis, str], columns: int, wide: str, first: str, last: str) -> None:
-        split, row = self.plan.row_split, self.plan.row
-        vectors = -(-columns // self.plan.lanes)
+    def _tiles(
+        self, fn: FunctionBuilder, kind: str, place: Mapping[Axis, str], columns: int, wide: str, sums: str, first: str,
+        last: str,
+    ) -> None:  # fmt: skip
+        plan, split, row = self.plan, self.plan.row_split, self.plan.row
+        vectors = -(-columns // plan.lanes)
         memory = self._memory(vectors)
-        base = self._address(fn, self.found.narrow, coordinates)
+        base = self._address(fn, self.found.narrow, self.narrow_stager, place)
         for low, high, size in split.sizes():
             start = fn.max_i64(first, str(low)) if low else first
             end = fn.min_i64(last, str(high)) if high < split.count else last
             with fn.loop(start, end) as loop:
-                factor, constant = split.start(loop.index, size)  # type: ignore[arg-type]
-                at = fn.affine([(factor, loop.index)], constant)
-                narrow = fn.gep(base, fn.affine([(memory.row_stride, at)]), self.element)
-                place = {**coordinates} if row is None else {**coordinates, row: at}
-                self.micro.call(fn, Tile(size, vectors), columns, memory, narrow, wide, place)
+                at = fn.affine([(size, loop.index)], split.start(size))
+                narrow = base if plan.row_table else fn.gep(base, fn.affine([(plan.row_stride, at)]), self.element)
+                tile_sums = fn.gep(sums, fn.affine([(split.size * plan.panel_width, loop.index)]), self.element)
+                tile_place = {**place} if row is None else {**place, row: at}
+                operands = Operands(narrow, wide, tile_sums)
+                self.micro.call(fn, kind, Tile(size, vectors), columns, memory, operands, tile_place)
 
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
         steps, panel_step = [], vectors * self.plan.lanes
         for axis in reversed(self.plan.sums):
-            steps.append(Step(axis.extent, narrow.stride(axis), panel_step if self.plan.packed else wide.stride(axis)))
+            steps.append(Step(axis.extent, narrow.stride(axis), panel_step if self.packer else wide.stride(axis)))
             panel_step *= axis.extent
-        return TileMemory(narrow.stride(self.plan.row), tuple(reversed(steps)), self.plan.packed)
+        whole = self.packer is not None or self.wide_stager is not None
+        return TileMemory(self.plan.row_stride, self.row_table, tuple(reversed(steps)), whole)
 
-    def _address(self, fn: FunctionBuilder, operand: Operand, coordinates: Mapping[Axis, str]) -> str:
-        """Address of the operand's element at `coordinates`, zero along every other axis."""
-        terms = [(factor, coordinates[axis]) for axis, factor in operand.flat.terms if axis in coordinates]
-        offset = fn.affine(terms, operand.flat.constant)  # type: ignore[arg-type]
-        return fn.gep(f"%base{self.buffers.index(operand.buffer)}", offset, self.element)
+    def _address(self, fn: FunctionBuilder, operand: Operand, stager: Stager | None, place: Mapping[Axis, str]) -> str:
+        """Address of the operand's element at `place`, zero along every other axis."""
+        terms, constant = [], operand.flat.constant
+        for atom, factor in operand.flat.terms:
+            if isinstance(atom, Axis) and atom in place:
+                terms.append((factor, place[atom]))
+        if stager is None:
+            base = self._base(operand.buffer)
+        else:
+            base = self.narrow_copy if stager is self.narrow_stager else self.wide_copy
+        return fn.gep(base, fn.affine(terms, constant), self.element)
 
 
 def thread_range(fn: FunctionBuilder, count: int) -> tuple[str, str]:
@@ -188,7 +232,7 @@ def decode(fn: FunctionBuilder, number: str, axes: Sequence[Axis]) -> dict[Axis,
     """The coordinates of point `number`, counted in C order over `axes`."""
     coordinates: dict[Axis, str] = {}
     for axis in reversed(axes[1:]):
-        coordinates[axis] = number if axis.extent == 0 else fn.binary("urem", "i64", number, axis.extent)
+        coordinates[axis] = fn.binary("urem", "i64", number, axis.extent)
         number = fn.binary("udiv", "i64", number, axis.extent)
     if axes:
         coordinates[axes[0]] = number

@@ -1,12 +1,12 @@
 """Micro-kernels: one register tile of a contraction, from the first product to the last store.
 
-A micro-kernel is a function of its own, shared by all tiles of its size: (base pointers of the loop's buffers, the tile's
-first element of the narrow and of the wide operand, the coordinates of the tile).
+A micro-kernel is a function of its own, shared by all tiles of its size. It takes the base pointers of the loop's
+buffers, the tile's first element of the narrow and of the wide operand, memory for its sums, and its coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue, TilePlace, element_type
@@ -16,7 +16,12 @@ from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 
-__all__ = ["MicroKernels", "Step", "TileMemory"]
+__all__ = ["ACCUMULATE", "FINISH", "WHOLE", "MicroKernels", "Operands", "Step", "TileMemory"]
+
+WHOLE = "whole"  # sum from zero, then the epilogue
+ACCUMULATE = "accumulate"  # add to the sums in memory
+FINISH = "finish"  # the epilogue on the sums in memory
+_UNROLLED = 5  # an innermost loop of at most so many steps is written out
 
 
 @dataclass(frozen=True)
@@ -30,88 +35,129 @@ class Step:
 
 @dataclass(frozen=True)
 class TileMemory:
-    """How a micro-kernel reads: between rows of the narrow operand, along the sum, and whether the wide one is packed.
+    """How a micro-kernel reads.
 
-    A packed panel has whole vectors; otherwise only the tile's own columns may be touched.
+    row_table  name of a global with the offset of each row of the narrow operand, or "" where row_stride says it
+    whole      whole vectors of the wide operand may be read past the tile's own columns
     """
 
     row_stride: int
+    row_table: str
     steps: tuple[Step, ...]
-    packed: bool
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Addresses of a tile's first elements."""
+
+    narrow: str
+    wide: str
+    sums: str
 
 
 class MicroKernels:
     """Writes the micro-kernels of one loop into `module`."""
 
     def __init__(
-        self, module: Module, loop: Loop, program: Program, buffers: Sequence[str], row: Axis | None, column: Axis, lanes: int,
-        exact: bool,
+        self, module: Module, loop: Loop, program: Program, buffers: Sequence[str], row: Axis | None, column: Axis,
+        lanes: int, exact: bool,
     ) -> None:  # fmt: skip
         self.module, self.loop, self.program, self.buffers = module, loop, program, tuple(buffers)
         self.row, self.column, self.lanes, self.exact = row, column, lanes, exact
         self.element = element_type(loop.stages[0].reduces[0].dtype)
 
     def call(
-        self, fn: FunctionBuilder, tile: Tile, columns: int, memory: TileMemory, narrow: str, wide: str, coordinates: dict[Axis, str],
+        self, fn: FunctionBuilder, kind: str, tile: Tile, columns: int, memory: TileMemory, operands: Operands,
+        coordinates: Mapping[Axis, str],
     ) -> None:  # fmt: skip
         """Call the micro-kernel for `tile.rows` rows and `columns` columns; `coordinates` of its first element."""
-        name = self._define(tile, columns, memory)
-        args = [("ptr", f"%base{i}") for i in range(len(self.buffers))] + [("ptr", narrow), ("ptr", wide)]
+        name = f"{self.loop.name}_{kind}_{tile.rows}x{columns}"
+        if not self.module.has_function(name):
+            self._define(name, kind, tile, columns, memory)
+        args = [("ptr", f"%base{i}") for i in range(len(self.buffers))]
+        args += [("ptr", operands.narrow), ("ptr", operands.wide), ("ptr", operands.sums)]
         fn.call("void", name, args + [("i64", coordinates[axis]) for axis in self.loop.space])
 
-    def _define(self, tile: Tile, columns: int, memory: TileMemory) -> str:
-        rest = columns - (tile.vectors - 1) * self.lanes
-        name = f"{self.loop.name}_{tile.rows}x{columns}{'p' if memory.packed else ''}"
-        if self.module.has_function(name):
-            return name
-        params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr %narrow", "ptr %wide"]
+    def _define(self, name: str, kind: str, tile: Tile, columns: int, memory: TileMemory) -> None:
+        params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr %narrow", "ptr %wide", "ptr %sums"]
         fn = self.module.function(name, params + [f"i64 %x{i}" for i in range(len(self.loop.space))], attrs="noinline")
-        counts = [self.lanes] * (tile.vectors - 1) + [rest]
-        sums = self._sum(fn, tile, counts, memory)
+        counts = [self.lanes] * (tile.vectors - 1) + [columns - (tile.vectors - 1) * self.lanes]
+        ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
+        places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * tile.vectors)]
+        sums = [ops.constant(0) if kind == WHOLE else ops.load(place) for place in places]
+        if kind != FINISH:
+            sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
+        if kind == ACCUMULATE:
+            for value, place in zip(sums, places, strict=True):
+                ops.store(value, place)
+        else:
+            self._finish(fn, [sums[at : at + tile.vectors] for at in range(0, len(sums), tile.vectors)], counts)
+
+    def _row_number(self) -> str:
+        return "0" if self.row is None else f"%x{self.loop.space.index(self.row)}"
+
+    def _finish(self, fn: FunctionBuilder, tile: Sequence[Sequence[str]], counts: Sequence[int]) -> None:
         place = TilePlace({axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}, self.row, self.column)
         pointers = {buffer: f"%base{i}" for i, buffer in enumerate(self.buffers)}
         flags = "" if self.exact else "contract"
-        epilogue = Epilogue(fn, self.module, self.program, pointers, place, self.lanes, flags, self.exact)
-        rows = [sums[r * tile.vectors : (r + 1) * tile.vectors] for r in range(tile.rows)]
-        epilogue.run(self.loop.stages[1:], rows, counts)
-        return name
+        Epilogue(fn, self.module, self.program, pointers, place, self.lanes, flags, self.exact).run(
+            self.loop.stages[1:], tile, counts
+        )
 
-    def _sum(self, fn: FunctionBuilder, tile: Tile, counts: Sequence[int], memory: TileMemory) -> list[str]:
-        ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
-        zero = [ops.constant(0)] * (tile.rows * tile.vectors)
-        return self._nest(ops, tile, counts, memory, memory.steps, "%narrow", "%wide", zero)
 
-    def _nest(
-        self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, steps: Sequence[Step], narrow: str, wide: str,
-        sums: list[str],
-    ) -> list[str]:  # fmt: skip
-        fn = ops.fn
+class _Products:
+    """The sum of products of one tile."""
+
+    def __init__(
+        self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, row_number: str, exact: bool
+    ) -> None:
+        self.ops, self.fn, self.tile, self.counts, self.memory, self.exact = ops, ops.fn, tile, counts, memory, exact
+        self.rows = [self._row(row, row_number) for row in range(tile.rows)] if memory.row_table else []
+
+    def _row(self, row: int, row_number: str) -> str:
+        """Address of a row of the narrow operand that its table places."""
+        slot = self.fn.gep(f"@{self.memory.row_table}", self.fn.affine([(1, row_number)], row), "i64")
+        return self.fn.gep("%narrow", self.fn.load("i64", slot), self.ops.element)
+
+    def sum(self, sums: list[str]) -> list[str]:
+        """Add the products of all steps to `sums`."""
+        return self._nest(self.memory.steps, "0", "%wide", sums)
+
+    def _nest(self, steps: Sequence[Step], narrow: str, wide: str, sums: list[str]) -> list[str]:
+        """`narrow`: offset of the current step in every row; `wide`: its address."""
+        fn = self.fn
         if not steps:
-            return self._products(ops, tile, counts, memory, narrow, wide, sums)
+            return self._products(narrow, wide, sums)
         step, *inner = steps
-        unroll = step.extent if not inner and step.extent <= 5 else 1
-        if unroll == step.extent:
-            for k in range(unroll):
-                at = fn.gep(narrow, k * step.narrow, self.element), fn.gep(wide, k * step.wide, self.element)
-                sums = self._nest(ops, tile, counts, memory, inner, *at, sums)
+        if not inner and step.extent <= _UNROLLED:
+            for k in range(step.extent):
+                at = fn.affine([(1, narrow)], k * step.narrow)
+                sums = self._products(at, fn.gep(wide, k * step.wide, self.ops.element), sums)
             return sums
-        with fn.loop(0, step.extent, carried=[(ops.type, value) for value in sums]) as loop:
-            at_narrow = fn.gep(narrow, fn.affine([(step.narrow, loop.index)]), self.element)
-            at_wide = fn.gep(wide, fn.affine([(step.wide, loop.index)]), self.element)
-            loop.next(*self._nest(ops, tile, counts, memory, inner, at_narrow, at_wide, loop.phis))
+        with fn.loop(0, step.extent, carried=[(self.ops.type, value) for value in sums]) as loop:
+            at = fn.affine([(1, narrow), (step.narrow, loop.index)])
+            at_wide = fn.gep(wide, fn.affine([(step.wide, loop.index)]), self.ops.element)
+            loop.next(*self._nest(inner, at, at_wide, loop.phis))
         return loop.results
 
-    def _products(
-        self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, narrow: str, wide: str, sums: list[str],
-    ) -> list[str]:  # fmt: skip
-        fn, out = ops.fn, list(sums)
+    def _products(self, narrow: str, wide: str, sums: list[str]) -> list[str]:
+        ops, out = self.ops, list(sums)
         vectors = []
-        for vector in range(tile.vectors):
-            at = fn.gep(wide, vector * self.lanes, self.element)
-            vectors.append(ops.load(at) if memory.packed else ops.load_first(at, counts[vector]))
-        for row in range(tile.rows):
-            factor = ops.load_scalar_broadcast(fn.gep(narrow, row * memory.row_stride, self.element))
-            for vector, values in enumerate(vectors):
-                at = row * tile.vectors + vector
-                out[at] = ops.add(out[at], ops.mul(factor, values)) if self.exact else ops.fma(factor, values, out[at])
+        for position, count in enumerate(self.counts):
+            at = self.fn.gep(wide, position * ops.lanes, ops.element)
+            vectors.append(ops.load(at) if self.memory.whole else ops.load_first(at, count))
+        base = "" if self.rows else self.fn.gep("%narrow", narrow, ops.element)
+        for row in range(self.tile.rows):
+            if self.rows:
+                address = self.fn.gep(self.rows[row], narrow, ops.element)
+            else:
+                address = self.fn.gep(base, row * self.memory.row_stride, ops.element)
+            factor = ops.load_scalar_broadcast(address)
+            for position, values in enumerate(vectors):
+                place = row * self.tile.vectors + position
+                out[place] = self._add_product(out[place], factor, values)
         return out
+
+    def _add_product(self, total: str, factor: str, values: str) -> str:
+        return self.ops.add(total, self.ops.mul(factor, values)) if self.exact else self.ops.fma(factor, values, total)

@@ -1,6 +1,9 @@
 """Panels of the wide operand, copied into scratch so that a micro-kernel reads them without gaps.
 
 A panel holds, for each step of the sum in order, the tile's columns in whole vectors; columns past the edge are zero.
+Columns that lie side by side are copied, columns that lie along the sum are transposed in registers, and columns at
+irregular places (the windows of a convolution, where a vector spans two rows of the image) are put together from two
+contiguous pieces, or element by element.
 """
 
 from __future__ import annotations
@@ -11,14 +14,15 @@ from dataclasses import dataclass
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 
-__all__ = ["PanelSource", "Packer"]
+__all__ = ["Packer", "PanelSource", "in_two_pieces"]
 
 
 @dataclass(frozen=True)
 class PanelSource:
-    """Elements between columns, and (extent, elements) of each loop of the sum, outermost first."""
+    """Elements between columns, or the place of each column, and (extent, elements) of each loop of the sum."""
 
     column_stride: int
+    column_table: tuple[int, ...]
     steps: tuple[tuple[int, int], ...]
 
     @property
@@ -29,35 +33,74 @@ class PanelSource:
             count *= extent
         return count
 
+    @property
+    def transposed(self) -> bool:
+        """Whether the sum runs along memory and the columns do not."""
+        return not self.column_table and self.column_stride != 1 and bool(self.steps) and self.steps[-1][1] == 1
+
+    def merged(self) -> PanelSource:
+        """With loops of the sum joined where memory allows."""
+        steps: list[tuple[int, int]] = []
+        for extent, stride in self.steps:
+            if steps and steps[-1][1] == extent * stride:
+                steps[-1] = steps[-1][0] * extent, stride
+            else:
+                steps.append((extent, stride))
+        return PanelSource(self.column_stride, self.column_table, tuple(steps))
+
+
+def in_two_pieces(table: Sequence[int], lanes: int) -> bool:
+    """Whether every vector of columns consists of at most two contiguous pieces."""
+    for start in range(0, len(table), lanes):
+        part = table[start : start + lanes]
+        breaks = sum(after != before + 1 for before, after in zip(part, part[1:], strict=False))
+        if breaks > 1 or any(after < before for before, after in zip(part, part[1:], strict=False)):
+            return False
+    return True
+
 
 class Packer:
-    """Writes the packing functions of one loop into `module`: `@name(ptr %source, ptr %panel)`."""
+    """Writes the packing functions of one loop into `module`: `@name(ptr %source, ptr %panel, i64 %column)`.
+
+    %source is the address of the panel's first column; with a table of columns, of column 0.
+    """
 
     def __init__(self, module: Module, prefix: str, lanes: int, element: str, source: PanelSource) -> None:
-        self.module, self.prefix, self.lanes, self.element, self.source = module, prefix, lanes, element, source
+        self.module, self.prefix, self.lanes, self.element = module, prefix, lanes, element
+        self.source = source.merged()
+        self.pieces = in_two_pieces(source.column_table, lanes)
 
-    def call(self, fn: FunctionBuilder, source: str, panel: str, columns: int) -> None:
-        """Fill `panel` with `columns` columns (at least one) from `source`, the address of the first."""
+    def call(self, fn: FunctionBuilder, source: str, panel: str, column: str, columns: int) -> None:
+        """Fill `panel` with `columns` columns (at least one), the first of which is number `column`."""
         name = f"{self.prefix}_pack{columns}"
         if not self.module.has_function(name):
             self._define(name, columns)
-        fn.call("void", name, [("ptr", source), ("ptr", panel)])
+        fn.call("void", name, [("ptr", source), ("ptr", panel), ("i64", column)])
+
+    def bytes(self, columns: int) -> int:
+        """Size of a panel of this many columns."""
+        vectors = -(-columns // self.lanes)
+        return self.source.depth * vectors * self.lanes * element_bytes(self.element)
 
     def _define(self, name: str, columns: int) -> None:
-        fn = self.module.function(name, ["ptr noalias %source", "ptr noalias %panel"], attrs="noinline")
+        params = ["ptr noalias %source", "ptr noalias %panel", "i64 %column"]
+        fn = self.module.function(name, params, attrs="noinline")
         ops = VectorOps(fn, self.lanes, self.element)
         counts = [min(self.lanes, columns - at) for at in range(0, columns, self.lanes)]
-        transposed = self.source.column_stride != 1 and bool(self.source.steps) and self.source.steps[-1][1] == 1
-        self._nest(ops, counts, self.source.steps, "%source", "%panel", transposed)
+        places = [self._places(ops, at * self.lanes, count) for at, count in enumerate(counts)]
+        self._nest(ops, counts, places, self.source.steps, "%source", "%panel")
 
     def _nest(
-        self, ops: VectorOps, counts: Sequence[int], steps: Sequence[tuple[int, int]], source: str, panel: str, transposed: bool
-    ) -> None:
+        self, ops: VectorOps, counts: Sequence[int], places: Sequence[_Places], steps: Sequence[tuple[int, int]],
+        source: str, panel: str,
+    ) -> None:  # fmt: skip
         fn = ops.fn
-        if transposed and len(steps) == 1:
+        if self.source.transposed and len(steps) == 1:
             self._transpose(ops, counts, steps[0][0], source, panel)
         elif not steps:
-            self._row(ops, counts, source, panel)
+            for vector, count in enumerate(counts):
+                value = places[vector].load(ops, source, count)
+                ops.store(value, fn.gep(panel, vector * self.lanes, self.element))
         else:
             (extent, stride), *inner = steps
             advance = self.lanes * len(counts)
@@ -66,19 +109,22 @@ class Packer:
             with fn.loop(0, extent) as loop:
                 at_source = fn.gep(source, fn.affine([(stride, loop.index)]), self.element)
                 at_panel = fn.gep(panel, fn.affine([(advance, loop.index)]), self.element)
-                self._nest(ops, counts, inner, at_source, at_panel, transposed)
+                self._nest(ops, counts, places, inner, at_source, at_panel)
 
-    def _row(self, ops: VectorOps, counts: Sequence[int], source: str, panel: str) -> None:
-        """One step of the sum: copy (or gather) its columns."""
-        fn, stride = ops.fn, self.source.column_stride
-        for vector, count in enumerate(counts):
-            at = fn.gep(source, vector * self.lanes * stride, self.element)
-            if stride == 1:
-                value = ops.load_first(at, count)
-            else:
-                lanes = [fn.load(self.element, fn.gep(at, lane * stride, self.element)) for lane in range(count)]
-                value = ops.from_lanes(lanes + [ops.scalar_constant(0)] * (self.lanes - count))
-            ops.store(value, fn.gep(panel, vector * self.lanes, self.element))
+    def _places(self, ops: VectorOps, start: int, count: int) -> _Places:
+        """Where the columns from `start` on lie."""
+        if not self.source.column_table:
+            return _Regular(start * self.source.column_stride, self.source.column_stride)
+        table = [*self.source.column_table, *([self.source.column_table[-1]] * self.lanes)]
+        text = ", ".join(f"i64 {offset}" for offset in table)
+        name = self.module.add_global(f"{self.prefix}_columns", f"internal constant [{len(table)} x i64] [{text}]")
+        fn = ops.fn
+        at = fn.gep(name, fn.affine([(1, "%column")], start), "i64")
+        offsets = ops.of("i64").load(at)
+        if not self.pieces:
+            return _Scattered(offsets)
+        first, last = ops.of("i64").extract(offsets, 0), ops.of("i64").extract(offsets, count - 1)
+        return _TwoPieces(ops, offsets, first, fn.affine([(1, last)], 1 - count))
 
     def _transpose(self, ops: VectorOps, counts: Sequence[int], extent: int, source: str, panel: str) -> None:
         """The sum runs along memory: squares of lanes x lanes are transposed in registers."""
@@ -101,7 +147,53 @@ class Packer:
             for k, row in enumerate(ops.transpose(rows)[:depth]):
                 ops.store(row, fn.gep(at_panel, k * width + vector * self.lanes, self.element))
 
-    def bytes(self, columns: int) -> int:
-        """Size of a panel of this many columns."""
-        vectors = -(-columns // self.lanes)
-        return self.source.depth * vectors * self.lanes * element_bytes(self.element)
+
+class _Places:
+    """Where the columns of one vector lie, relative to the current step's address."""
+
+    def load(self, ops: VectorOps, source: str, count: int) -> str:
+        """The vector's first `count` columns, zero in the further lanes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Regular(_Places):
+    offset: int
+    stride: int
+
+    def load(self, ops: VectorOps, source: str, count: int) -> str:
+        fn = ops.fn
+        at = fn.gep(source, self.offset, ops.element)
+        if self.stride == 1:
+            return ops.load_first(at, count)
+        lanes = [fn.load(ops.element, fn.gep(at, lane * self.stride, ops.element)) for lane in range(count)]
+        return ops.from_lanes(lanes + [ops.scalar_constant(0)] * (ops.lanes - count))
+
+
+@dataclass(frozen=True)
+class _Scattered(_Places):
+    offsets: str
+
+    def load(self, ops: VectorOps, source: str, count: int) -> str:
+        lanes = []
+        for lane in range(count):
+            offset = ops.of("i64").extract(self.offsets, lane)
+            lanes.append(ops.fn.load(ops.element, ops.fn.gep(source, offset, ops.element)))
+        return ops.from_lanes(lanes + [ops.scalar_constant(0)] * (ops.lanes - count))
+
+
+class _TwoPieces(_Places):
+    """Lanes of the first piece lie from `first` on, the others so that the last one is at its place."""
+
+    def __init__(self, ops: VectorOps, offsets: str, first: str, second: str) -> None:
+        self.first, self.second = first, second
+        wide = ops.of("i64")
+        self.in_first = wide.compare("eq", offsets, wide.iota(first))
+
+    def load(self, ops: VectorOps, source: str, count: int) -> str:
+        fn = ops.fn
+        head, tail = fn.gep(source, self.first, ops.element), fn.gep(source, self.second, ops.element)
+        if count == ops.lanes:
+            return ops.select(self.in_first, ops.load(head), ops.load(tail))
+        valid = ops.of("i1").binary("and", ops.first_mask(count), self.in_first)
+        return ops.masked_load(head, valid, ops.load_first(tail, count))

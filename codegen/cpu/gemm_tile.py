@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Split", "Tile", "choose_tile", "even_split"]
+__all__ = ["Split", "Tile", "even_split", "tile_cost", "tiles"]
 
 _FMA_LATENCY = 4  # cycles; two units, so that eight sums must be in flight
 _OPERATIONS_PER_CYCLE = 6  # what the front end delivers
@@ -35,9 +35,9 @@ class Split:
         if self.large < self.count:
             yield self.large, self.count, self.size - 1
 
-    def start(self, piece: int, size: int) -> tuple[int, int]:
-        """(factor, constant) of the first element of a piece of this size: factor * piece + constant."""
-        return (size, 0) if size == self.size else (size, self.large)
+    def start(self, size: int) -> int:
+        """Number c such that a piece of this size starts at element size * piece + c."""
+        return 0 if size == self.size else self.large
 
 
 def even_split(extent: int, limit: int) -> Split:
@@ -47,19 +47,19 @@ def even_split(extent: int, limit: int) -> Split:
     return Split(extent, count, size, extent - (size - 1) * count if count else 0)
 
 
-def choose_tile(rows: int, columns: int, lanes: int, registers: int) -> Tile:
-    """The tile with the least estimated time for a rows x columns output."""
-    vectors = -(-columns // lanes)
-    candidates = [
+def tiles(rows: int, columns: int, lanes: int, registers: int) -> list[Tile]:
+    """Every tile that fits the registers (sums, one step's vectors, one broadcast) and is not larger than the output."""
+    vectors = max(1, -(-columns // lanes))
+    return [
         Tile(r, v)
-        for v in range(1, min(max(vectors, 1), 8) + 1)
+        for v in range(1, min(vectors, 8) + 1)
         for r in range(1, min(max(rows, 1), 14) + 1)
         if r * v + v + 1 <= registers
-    ]  # fmt: skip
-    return min(candidates, key=lambda tile: (_cost(tile, rows, vectors), -tile.rows * tile.vectors, tile.vectors))
+    ]
 
 
-def _cost(tile: Tile, rows: int, vectors: int) -> float:
+def tile_cost(tile: Tile, rows: int, vectors: int) -> float:
+    """Estimated cycles of one step of the sum over a whole rows x vectors output."""
     full, rest = divmod(vectors, tile.vectors)
     split = even_split(rows, tile.rows)
     total = 0.0

@@ -1,0 +1,224 @@
+"""The choice of a way to run a contraction as a blocked matrix product: roles, tile, packing, staging.
+
+Every sensible plan is made and its time estimated in cycles; the cheapest one is emitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fusegraph.codegen.cpu.contract_plan import (
+    Contraction,
+    Operand,
+    extent_of,
+    merge_axes,
+    offsets_along,
+    roles,
+    store_indices,
+)
+from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging
+from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
+from fusegraph.codegen.cpu.gemm_tile import Split, Tile, even_split, tile_cost, tiles
+from fusegraph.ir.index import Axis
+from fusegraph.ir.loops import Loop, Program
+
+__all__ = ["GemmPlan", "plan_gemm"]
+
+_MAX_TABLE = 4096  # entries of a table of row or column offsets
+_MAX_PANEL = 1 << 16  # elements of a packed panel; more do not stay in the cache
+
+# Estimated cycles, measured on Zen 3 with 8 lanes.
+_COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
+_STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
+_CALL = 25.0  # for each tile
+_STAGE = 0.4  # for each element
+
+
+@dataclass(frozen=True)
+class GemmPlan:
+    """How a contraction runs as a matrix product.
+
+    outer         loops around everything, those that a staged copy depends on first
+    blocks        loops of the sum outside of the tiles; the tiles' sums are kept in scratch between them
+    sums          the other loops of the sum, outermost first
+    narrow_copy, wide_copy   stagings of the operands
+    row_table     offset of each row in the narrow operand, empty where row_stride says it
+    source        how panels of the wide operand are packed; None: it is read in place
+    """
+
+    found: Contraction
+    program: Program
+    lanes: int
+    tile: Tile
+    row: Axis | None
+    outer_rows: tuple[Axis, ...]
+    outer: tuple[Axis, ...]
+    blocks: tuple[Axis, ...]
+    sums: tuple[Axis, ...]
+    narrow_copy: Staging | None
+    wide_copy: Staging | None
+    row_stride: int
+    row_table: tuple[int, ...]
+    source: PanelSource | None
+
+    @property
+    def row_extent(self) -> int:
+        """Rows along `row`."""
+        return 1 if self.row is None else self.row.extent
+
+    @property
+    def row_split(self) -> Split:
+        """The tiles along `row`."""
+        return even_split(self.row_extent, self.tile.rows)
+
+    @property
+    def panel_width(self) -> int:
+        """Columns of a whole panel."""
+        return self.tile.vectors * self.lanes
+
+    @property
+    def panels(self) -> int:
+        """Panels along the column axis, the last one perhaps narrower."""
+        return -(-self.found.column.extent // self.panel_width)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one panel."""
+        return extent_of(self.outer_rows) * self.row_split.count
+
+    @property
+    def cycles(self) -> float:
+        """Estimated time of the whole loop on one thread."""
+        found, outer = self.found, extent_of(self.outer)
+        rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
+        vectors = -(-found.column.extent // self.lanes)
+        total = outer * rows * depth * tile_cost(self.tile, self.row_extent, vectors)
+        total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
+        flat = store_indices(found.loop, self.program)[0]
+        store = _STORE if flat.coefficient(found.column) == 1 else _STRIDED_STORE
+        total += outer * rows * self.row_extent * vectors * store
+        if self.source is not None:
+            total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
+        for copy in (self.narrow_copy, self.wide_copy):
+            if copy is not None:
+                repeated = self.panels if copy.axes & set(self.blocks) else 1
+                total += copy.elements * extent_of(copy.axes) * repeated * _STAGE
+        return total
+
+
+def _pack_cost(source: PanelSource, lanes: int) -> float:
+    if source.column_table:
+        return _PIECES if in_two_pieces(source.column_table, lanes) else _SCATTERED
+    if source.column_stride == 1:
+        return _COPY
+    return _TRANSPOSE if source.transposed else _SCATTERED
+
+
+def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = False) -> GemmPlan | None:
+    """The plan with the least estimated time for a contraction in normal form; None if there is none.
+
+    `exact`: the sums keep the loop's order.
+    """
+    plans = []
+    for found in roles(loop, program):
+        staged = _staged(found, program)
+        if staged is not None:
+            for plain_columns in (True, False):
+                plans += _plans(*staged, program, vector_bits, plain_columns, exact)
+    return min(plans, key=lambda plan: plan.cycles, default=None)
+
+
+def _staged(found: Contraction, program: Program) -> tuple[Contraction, Staging | None, Staging | None] | None:
+    """With masked operands replaced by their copies in scratch."""
+    operands: list[Operand] = []
+    copies: list[Staging | None] = []
+    for operand in (found.narrow, found.wide):
+        copy = None
+        if operand.mask:
+            copy = plan_staging(operand, program, _apart(found, operand))
+            if copy is None:
+                return None
+            operand = copy.operand()
+        if not operand.flat.is_affine:
+            return None
+        operands.append(operand)
+        copies.append(copy)
+    narrow, wide = operands
+    columns = tuple(axis for axis in found.columns if axis in wide.axes)
+    rows = tuple(axis for axis in found.rows if axis in narrow.axes)
+    shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
+    if found.column not in columns:
+        return None
+    return replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared), copies[0], copies[1]
+
+
+def _apart(found: Contraction, operand: Operand) -> list[Axis]:
+    """Axes that a copy of the operand is made anew for: the outermost ones in memory, all of the space or all of the sum."""
+    masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
+    free = [axis for axis in operand.flat.axes - masked if axis is not found.column]
+    free.sort(key=lambda axis: (-abs(operand.stride(axis)), axis.name))
+    apart: list[Axis] = []
+    for axis in free:
+        if apart and (axis in found.sums) != (apart[0] in found.sums):
+            break
+        apart.append(axis)
+    return apart
+
+
+def _plans(
+    found: Contraction, narrow_copy: Staging | None, wide_copy: Staging | None, program: Program, vector_bits: int,
+    plain_columns: bool, exact: bool,
+) -> list[GemmPlan]:  # fmt: skip
+    blocks = tuple(
+        axis for axis in found.sums if any(copy is not None and axis in copy.axes for copy in (narrow_copy, wide_copy))
+    )
+    found = replace(found, sums=tuple(axis for axis in found.sums if axis not in blocks))
+    found = merge_axes(found, program, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact)
+    layout = _layout(found, plain_columns)
+    if layout is None:
+        return []
+    row, row_stride, row_table, column_table = layout
+    copied = {axis for copy in (narrow_copy, wide_copy) if copy is not None for axis in copy.axes}
+    outer = (*found.shared, *(axis for axis in found.columns if axis is not found.column))
+    outer = tuple(sorted(outer, key=lambda axis: axis not in copied))
+    # the axis with the smallest stride innermost; exact results keep the order of the loop
+    sums = found.sums if exact else tuple(sorted(found.sums, key=lambda axis: -abs(found.wide.stride(axis))))
+    if exact and blocks != found.loop.stages[0].reduce_axes[: len(blocks)]:
+        return []
+    source = None
+    if column_table or found.wide.stride(found.column) != 1:
+        steps = tuple((axis.extent, found.wide.stride(axis)) for axis in sums)
+        source = PanelSource(found.wide.stride(found.column), column_table, steps)
+    lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
+    outer_rows = tuple(axis for axis in found.rows if axis is not row)
+    plans = []
+    for tile in tiles(1 if row is None else row.extent, found.column.extent, lanes, 32 if vector_bits == 512 else 16):
+        plans.append(GemmPlan(found, program, lanes, tile, row, outer_rows, outer, blocks, sums, narrow_copy, wide_copy,
+                              row_stride, row_table, source))  # fmt: skip
+    return plans
+
+
+def _layout(found: Contraction, plain_columns: bool) -> tuple[Axis | None, int, tuple[int, ...], tuple[int, ...]] | None:
+    """(row axis, its stride, or else its table, table of columns)."""
+    row = max(found.rows, key=lambda axis: axis.extent, default=None)
+    row_table: tuple[int, ...] = ()
+    row_stride = found.narrow.stride(row)
+    for axis in found.rows:
+        if axis not in found.narrow.affine_axes and axis is not row:
+            return None
+    if row is not None and row not in found.narrow.affine_axes:
+        offsets = offsets_along(found.narrow, row) if row.extent <= _MAX_TABLE else None
+        if offsets is None:
+            return None
+        row_table = offsets
+    column_table: tuple[int, ...] = ()
+    if found.column not in found.wide.affine_axes:
+        offsets = offsets_along(found.wide, found.column) if found.column.extent <= _MAX_TABLE else None
+        if offsets is None:
+            return None
+        column_table = offsets
+    elif not plain_columns:
+        return None  # the same plan as with plain columns
+    if not all(axis in found.wide.affine_axes for axis in found.columns if axis is not found.column):
+        return None
+    return row, row_stride, row_table, column_table
