@@ -10,9 +10,11 @@ Every refusal is kept, with the rule and the bytes that it costs, for `explain`.
 
 from __future__ import annotations
 
+import functools
 import heapq
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fusegraph.ir import scalar
@@ -21,7 +23,7 @@ from fusegraph.ir.index import Index
 from fusegraph.ir.loops import Buffer, Guard, Loop, Program
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.passes.groups import NEW, Group, Refusal, Refused, loads, merge_siblings, merge_vertical, old_name, single
-from fusegraph.passes.inline import Inliner
+from fusegraph.passes.inline import Inliner, reshaped
 from fusegraph.passes.roots import Root, RootMaker, base, choose_roots
 from fusegraph.passes.schedule import make_loop
 
@@ -111,26 +113,69 @@ def _make_roots(state: _State) -> None:
 
 
 def _update_targets(state: _State, roots: set[Node]) -> dict[Node, Node]:
-    """Which root may write straight into which updated input: each root once, and only if the graph returns it in no other way."""
+    """Which root may write straight into which updated input: each root once, and only if the graph returns it in no other way.
+
+    Whatever reads the old value must be able to run first, and the root itself may read it only at the element that it writes.
+    """
     outputs = {_storage(node) for node in state.graph.outputs}
+    order = _RootOrder(state.graph, roots)
     targets: dict[Node, Node] = {}
     for old, new in state.graph.updates:
         made = _storage(new)
         free = made in roots and made not in outputs and made not in targets and made.shape == old.shape
-        if free and not _overwrites_early(state.graph, old, made):
+        if free and _reads_at_its_own_place(state, roots, old, made) and order.overwrite(old, made):
             targets[made] = old
     return targets
 
 
-def _overwrites_early(graph: Graph, old: Node, new: Node) -> bool:
-    """Whether something that reads `old` itself needs `new`: then `old` must outlive the update."""
-    after: set[Node] = {new}
-    for node in graph.nodes:
-        if node is not new and any(value in after for value in node.inputs):
-            after.add(node)
-            if old in node.inputs:
-                return True
-    return bool(old in new.inputs and PRIMITIVES[new.op].kind in ("contract", "gather", "reduce"))
+class _RootOrder:
+    """Which roots must run before which (as bit sets), when views and inlined nodes are looked through."""
+
+    def __init__(self, graph: Graph, roots: set[Node]) -> None:
+        self.bit = {node: 1 << i for i, node in enumerate(graph.nodes)}
+        self.reads: dict[Node, int] = {}
+        self.before: dict[Node, int] = {}
+        sources = {node: self.bit[node] for node in graph.inputs}
+        for node in graph.nodes:
+            if node.op == "input":
+                continue
+            sources[node] = _union(sources[operand] for operand in node.inputs)
+            if node in roots:
+                self.reads[node], sources[node] = sources[node], self.bit[node]
+                made = (graph.nodes[i] for i in _members(self.reads[node]))
+                self.before[node] = _union(self.before[root] | self.bit[root] for root in made if root in roots)
+
+    def overwrite(self, old: Node, new: Node) -> bool:
+        """Let root `new` run after all other readers of `old`, unless one of them needs `new`: then False."""
+        readers = [root for root, reads in self.reads.items() if reads & self.bit[old] and root is not new]
+        if any(self.before[reader] & self.bit[new] for reader in readers):
+            return False
+        added = _union(self.before[reader] | self.bit[reader] for reader in readers)
+        for root in self.before:
+            if root is new or self.before[root] & self.bit[new]:
+                self.before[root] |= added
+        return True
+
+
+def _union(sets: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, sets, 0)
+
+
+def _members(bits: int) -> Iterator[int]:
+    while bits:
+        yield (bits & -bits).bit_length() - 1
+        bits &= bits - 1
+
+
+def _reads_at_its_own_place(state: _State, roots: set[Node], old: Node, new: Node) -> bool:
+    """Whether root `new` reads the input `old` at no other element than the one that it writes."""
+    names = dict(state.names) | {node: f"root {i}" for i, node in enumerate(roots)}
+    maker = RootMaker(Inliner(names))
+    made = [maker.make(new, "new")]
+    if PRIMITIVES[new.op].kind == "scatter" and new.inputs[0] is not old:
+        made.append(_base_root(maker, new, "new"))
+    return all(load.buffer != names[old] or (root.kind in ("map", "reduce") and load.index == root.index)
+               for root in made for load in loads(root))
 
 
 def _scatter_base(state: _State, maker: RootMaker, node: Node) -> None:
@@ -138,10 +183,13 @@ def _scatter_base(state: _State, maker: RootMaker, node: Node) -> None:
     target, source = state.names[node], node.inputs[0]
     if source in state.names and state.names[source] == old_name(target):
         return
+    state.roots.append(_base_root(maker, node, target))
+
+
+def _base_root(maker: RootMaker, node: Node, target: str) -> Root:
     axes = maker.axes(node.shape)
     index = tuple(map(Index.of, axes))
-    value = maker.inliner.value(source, index)
-    state.roots.append(Root(node, target, "map", axes, (), value, index))
+    return Root(node, target, "map", axes, (), maker.inliner.value(node.inputs[0], index), index)
 
 
 def _copies(state: _State, maker: RootMaker, targets: dict[Node, Node]) -> None:
@@ -154,7 +202,9 @@ def _copies(state: _State, maker: RootMaker, targets: dict[Node, Node]) -> None:
         source = state.names[made]
         if state.buffers[source].role in ("state", "input"):  # its memory may be overwritten too: keep its value first
             source = _copy(state, maker, state.roots, made, source, _add_buffer(state, f"{source}_kept", made.shape, made, "temp"))
-        late.append(_copy_root(state, maker, made, source, state.names[old]))
+        target = state.names[old] + NEW
+        state.buffers[target] = replace(state.buffers[state.names[old]], name=target)
+        late.append(_copy_root(state, maker, made, source, target))
         state.report.copies.append(state.names[old])
     for node in state.graph.outputs:
         made = _storage(node)
@@ -171,10 +221,11 @@ def _copy(state: _State, maker: RootMaker, roots: list[Root], node: Node, source
 
 
 def _copy_root(state: _State, maker: RootMaker, node: Node, source: str, target: str) -> Root:
-    shape = state.buffers[source].shape
+    shape = state.buffers[target].shape
     axes = maker.axes(shape)
     index = tuple(map(Index.of, axes))
-    return Root(node, target, "map", axes, (), scalar.load(source, index, node.dtype), index)
+    value = scalar.load(source, reshaped(index, shape, state.buffers[source].shape), node.dtype)
+    return Root(node, target, "map", axes, (), value, index)
 
 
 # -- 2. groups -------------------------------------------------------------------------------------------------------------
