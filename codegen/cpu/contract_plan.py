@@ -195,10 +195,9 @@ def offsets_along(operand: Operand, axis: Axis) -> tuple[int, ...] | None:
     for atom, _ in operand.flat.terms:
         if isinstance(atom, (Div, Mod)) and axis in atom.index.axes and atom.index.axes != {axis}:
             return None
-    others = {other: Index() for other in operand.flat.axes if other is not axis}
-    along = operand.flat.substitute(others)
-    return tuple(along.substitute({axis: Index(at)}).constant - along.substitute({axis: Index()}).constant
-                 for at in range(axis.extent))  # fmt: skip
+    point = dict.fromkeys(operand.flat.axes, 0)
+    start = operand.flat.evaluate(point)
+    return tuple(operand.flat.evaluate({**point, axis: at}) - start for at in range(axis.extent))
 
 
 # -- reading a loop -------------------------------------------------------------------------------------------------

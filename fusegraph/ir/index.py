@@ -69,6 +69,13 @@ class Index:
     constant: int = 0
     terms: tuple[tuple[Atom, int], ...] = ()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.constant, self.terms))
+
     # -- making -------------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -84,11 +91,13 @@ class Index:
     def from_terms(constant: int, terms: Mapping[Atom, int]) -> Index:
         """The normal form of constant + sum of terms."""
         kept = {atom: c for atom, c in terms.items() if c != 0}
-        for atom, c in kept.items():
+        for atom, c in kept.items() if len(kept) > 1 else ():
             if isinstance(atom, Mod) and kept.get(quotient := _quotient(atom)) == c * atom.divisor:
                 rest = {other: k for other, k in kept.items() if other not in (atom, quotient)}
                 return Index.from_terms(constant, rest) + atom.index * c
-        return Index(constant, tuple(sorted(kept.items(), key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
+        if len(kept) > 1:
+            return Index(constant, tuple(sorted(kept.items(), key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
+        return Index(constant, tuple(kept.items()))
 
     def __add__(self, other: Index | Axis | int) -> Index:
         other = Index.of(other)
@@ -202,6 +211,19 @@ class Index:
                 found |= atom.index.axes
         return frozenset(found)
 
+    def evaluate(self, values: Mapping[Axis, int]) -> int:
+        """Its value where each axis has the given value. Not for indirect indices."""
+        total = self.constant
+        for atom, c in self.terms:
+            if isinstance(atom, Axis):
+                total += c * values[atom]
+            elif isinstance(atom, (Div, Mod)):
+                inner = atom.index.evaluate(values)
+                total += c * (inner // atom.divisor if isinstance(atom, Div) else inner % atom.divisor)
+            else:
+                raise TypeError(f"{self} is known only at run time")
+        return total
+
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def substitute(self, mapping: Substitution) -> Index:
@@ -230,7 +252,7 @@ def _quotient(atom: Mod) -> Div:
 
 
 def _atom_key(atom: Atom) -> str:
-    return _atom_text(atom)
+    return atom.name if isinstance(atom, Axis) else _atom_text(atom)
 
 
 def _atom_text(atom: Atom) -> str:
