@@ -21,6 +21,7 @@ from fusegraph.ir.scalar import Expr, walk
 _PARALLEL_WORK = 20_000  # element operations below which one thread is faster than waking others
 _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
+_STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts
 _STATIC_WEIGHT = 400  # but not if that makes more than about this many instructions
 
 
@@ -65,7 +66,7 @@ def plan_nest(loop: Loop, buffers: Mapping[str, Buffer], lanes: int, exact: bool
     parallel = parallel and loop.points() > 1
     if columns is not None and columns[0] <= sum(cost for cost, _ in rows):
         return _column_plan(loop, columns[1], lanes, exact, parallel)
-    stages = tuple(_stage_plan(stage, axis, lanes) for stage, (_, axis) in zip(loop.stages, rows, strict=True))
+    stages = tuple(plan_stage(stage, axis, lanes) for stage, (_, axis) in zip(loop.stages, rows, strict=True))
     shared = _shared_axes(loop.space)
     return Plan(None, 1, 1, 1, loop.space, shared, False, stages, parallel)
 
@@ -130,9 +131,10 @@ def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: i
     points = frozenset(inner)
     for store in stage.stores:
         total += _access_cost(store.index[0], axis, lanes) * evaluations(points, True)
-    total += len(stage.reduces) * evaluations(points, True)
+    total += sum(_STEP_COST.get(reduce.op, 6.0) for reduce in stage.reduces) * evaluations(points, True)
     if axis in stage.reduce_axes:
-        total += everywhere * 6.0 * len(stage.reduces) * math.log2(max(lanes, 2))
+        across = sum(_STEP_COST.get(reduce.op, 6.0) for reduce in stage.reduces)
+        total += everywhere * across * math.log2(max(lanes, 2))
     return total + everywhere * 2
 
 
@@ -188,7 +190,8 @@ def _copies(weight: float, vectors: int, most: int = 4) -> int:
     return wanted
 
 
-def _stage_plan(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
+def plan_stage(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
+    """How a stage runs with its lanes along `axis` (one of its own), in rows."""
     if axis is None:
         return StagePlan(None, 1, 1, False)
     lanes = fitting_lanes(axis.extent, lanes)
