@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from fusegraph.ir.index import Axis, Div, Index, Mod, Substitution, flatten_index
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
@@ -144,13 +147,14 @@ def merge_axes(
     Without `plain_columns` the wide operand may come to hold // and % of merged columns (it is then gathered), without
     `plain_rows` the narrow operand of merged rows (a table of offsets then stands for the row's stride).
     """
+    groups = ("columns", "rows", "sums") if merge_sums else ("columns", "rows")
     while True:
-        for group, outer, inner in _neighbours(found, ("columns", "rows", "sums") if merge_sums else ("columns", "rows")):
-            narrow_plain = plain_rows or group != "rows"
-            wide_plain = plain_columns or group != "columns"
-            merged = _merged(found, program, outer, inner, narrow_plain, wide_plain)
-            if merged is not None:
-                found = merged
+        outputs = _output_indices(found.loop, program)
+        for group, outer, inner in _neighbours(found, groups):
+            plain = [found.narrow.flat] if plain_rows or group != "rows" else []
+            plain += [found.wide.flat] if plain_columns or group != "columns" else []
+            if all(_is_one_axis(index, outer, inner) for index in (*outputs, *plain)):
+                found = _merged(found, outer, inner)
                 break
         else:
             return found
@@ -165,21 +169,22 @@ def _neighbours(found: Contraction, groups: Sequence[str]) -> Iterator[tuple[str
                     yield name, outer, inner
 
 
-def _merged(
-    found: Contraction, program: Program, outer: Axis, inner: Axis, narrow_plain: bool, wide_plain: bool
-) -> Contraction | None:
+def _is_one_axis(index: Index, outer: Axis, inner: Axis) -> bool:
+    """Whether the two axes act as one longer axis in `index`."""
+    divided = any(not isinstance(atom, Axis) and {outer, inner} & Index(0, ((atom, 1),)).axes for atom, _ in index.terms)
+    return not divided and index.coefficient(outer) == index.coefficient(inner) * inner.extent
+
+
+def _merged(found: Contraction, outer: Axis, inner: Axis) -> Contraction:
     axis = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent)
     flat = Index.of(axis)
     mapping = {outer: flat // inner.extent, inner: flat % inner.extent}
-    narrow, wide = found.narrow.substitute(mapping), found.wide.substitute(mapping)
-    if (narrow_plain and axis in narrow.axes - narrow.affine_axes) or (wide_plain and axis in wide.axes - wide.affine_axes):
-        return None
-    loop = _substitute_loop(found.loop, mapping, {outer: (axis,), inner: ()})
-    if not all(_affine_in(index, axis) for index in _output_indices(loop, program)):
-        return None
     groups = {name: _joined(getattr(found, name), outer, inner, axis) for name in ("columns", "rows", "sums")}
-    column = axis if found.column in (outer, inner) else found.column
-    return replace(found, loop=loop, narrow=narrow, wide=wide, column=column, **groups)
+    return replace(
+        found, loop=_substitute_loop(found.loop, mapping, {outer: (axis,), inner: ()}),
+        narrow=found.narrow.substitute(mapping), wide=found.wide.substitute(mapping),
+        column=axis if found.column in (outer, inner) else found.column, **groups,
+    )  # fmt: skip
 
 
 def _joined(group: tuple[Axis, ...], outer: Axis, inner: Axis, axis: Axis) -> tuple[Axis, ...]:
@@ -195,9 +200,22 @@ def offsets_along(operand: Operand, axis: Axis) -> tuple[int, ...] | None:
     for atom, _ in operand.flat.terms:
         if isinstance(atom, (Div, Mod)) and axis in atom.index.axes and atom.index.axes != {axis}:
             return None
-    point = dict.fromkeys(operand.flat.axes, 0)
-    start = operand.flat.evaluate(point)
-    return tuple(operand.flat.evaluate({**point, axis: at}) - start for at in range(axis.extent))
+    places = np.arange(axis.extent, dtype=np.int64)
+    along = _evaluate(operand.flat, axis, places)
+    return tuple(map(int, along - _evaluate(operand.flat, axis, places[:1] * 0)))
+
+
+def _evaluate(index: Index, axis: Axis, places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The index's value where `axis` has the values `places` and every other axis is zero."""
+    total = np.full(len(places), index.constant, np.int64)
+    for atom, factor in index.terms:
+        if isinstance(atom, Axis):
+            total += factor * (places if atom is axis or atom == axis else 0)
+        elif isinstance(atom, Div):
+            total += factor * (_evaluate(atom.index, axis, places) // atom.divisor)
+        elif isinstance(atom, Mod):
+            total += factor * (_evaluate(atom.index, axis, places) % atom.divisor)
+    return total
 
 
 # -- reading a loop -------------------------------------------------------------------------------------------------

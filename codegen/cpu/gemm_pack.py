@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
@@ -49,7 +50,8 @@ class PanelSource:
         return PanelSource(self.column_stride, self.column_table, tuple(steps))
 
 
-def in_two_pieces(table: Sequence[int], lanes: int) -> bool:
+@lru_cache(maxsize=256)
+def in_two_pieces(table: tuple[int, ...], lanes: int) -> bool:
     """Whether every vector of columns consists of at most two contiguous pieces."""
     for start in range(0, len(table), lanes):
         part = table[start : start + lanes]

@@ -44,6 +44,7 @@ class GemmPlan:
     narrow_copy, wide_copy   stagings of the operands
     row_table     offset of each row in the narrow operand, empty where row_stride says it
     source        how panels of the wide operand are packed; None: it is read in place
+    contiguous    columns are neighbours in the output
     """
 
     found: Contraction
@@ -60,6 +61,7 @@ class GemmPlan:
     row_stride: int
     row_table: tuple[int, ...]
     source: PanelSource | None
+    contiguous: bool
 
     @property
     def row_extent(self) -> int:
@@ -94,9 +96,7 @@ class GemmPlan:
         vectors = -(-found.column.extent // self.lanes)
         total = outer * rows * depth * tile_cost(self.tile, self.row_extent, vectors)
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
-        flat = store_indices(found.loop, self.program)[0]
-        store = _STORE if flat.coefficient(found.column) == 1 else _STRIDED_STORE
-        total += outer * rows * self.row_extent * vectors * store
+        total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
             total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
         for copy in (self.narrow_copy, self.wide_copy):
@@ -191,10 +191,11 @@ def _plans(
         source = PanelSource(found.wide.stride(found.column), column_table, steps)
     lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
     outer_rows = tuple(axis for axis in found.rows if axis is not row)
+    contiguous = all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program))
     plans = []
     for tile in tiles(1 if row is None else row.extent, found.column.extent, lanes, 32 if vector_bits == 512 else 16):
         plans.append(GemmPlan(found, program, lanes, tile, row, outer_rows, outer, blocks, sums, narrow_copy, wide_copy,
-                              row_stride, row_table, source))  # fmt: skip
+                              row_stride, row_table, source, contiguous))  # fmt: skip
     return plans
 
 
