@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
-from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
+from fusegraph.ir.scalar import Expr, Load, walk
 from fusegraph.passes.roots import Root
 
 SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet at a barrier (a few microseconds)
@@ -65,10 +65,9 @@ class Refused(Exception):
     """Raised inside of a merge attempt, with the rule that failed."""
 
 
-def loads(root: Root) -> list[Load]:
+def loads(root: Root) -> tuple[Load, ...]:
     """Everything that a root loads, also for its addresses."""
-    roots = [root.value] + [value for part in root.index for value in indirect_values(part)]
-    return [expr.attribute for expr in walk(roots) if expr.op == "load"]
+    return root.loads
 
 
 def single(root: Root) -> Group:

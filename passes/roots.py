@@ -11,12 +11,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusegraph.ir import scalar
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.primitives import PRIMITIVES
-from fusegraph.ir.scalar import Bound, Condition, Divides, Expr
+from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, indirect_values, walk
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
 
 MAX_INLINED_OPS = 60  # a body larger than this spills registers: 16 vector registers on AVX2
@@ -39,6 +40,12 @@ class Root:
     value: Expr
     index: tuple[Index, ...]
     reduce_op: str = ""
+
+    @cached_property
+    def loads(self) -> tuple[Load, ...]:
+        """Everything that it loads, also for its addresses."""
+        roots = [self.value] + [value for part in self.index for value in indirect_values(part)]
+        return tuple(expr.attribute for expr in walk(roots) if expr.op == "load")
 
     @property
     def work(self) -> int:

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, Union
 
 from fusegraph.dtypes import DType, bool_, int64, uint32
-from fusegraph.ir.index import Axis, Index
+from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class Expr:
         for index in self.indices():
             found |= index.axes
         return found
+
+    @cached_property
+    def below(self) -> tuple[Expr, ...]:
+        """Operands, and the expressions inside of its indirect indices."""
+        found = list(self.args)
+        for index in self.indices():
+            found += indirect_values(index)
+        return tuple(found)
 
     def indices(self) -> Iterator[Index]:
         """The index expressions that stand in this node itself."""
@@ -161,15 +169,14 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below `roots` (also those inside of indirect indices), operands first. Without recursion."""
     order: dict[Expr, None] = {}
     for root in roots:
-        stack = [(root, iter(children(root)))]
+        if root in order:
+            continue
+        stack = [(root, iter(root.below))]
         while stack:
             node, rest = stack[-1]
-            if node in order:
-                stack.pop()
-                continue
             for child in rest:
                 if child not in order:
-                    stack.append((child, iter(children(child))))
+                    stack.append((child, iter(child.below)))
                     break
             else:
                 order[node] = None
@@ -177,20 +184,17 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
     return list(order)
 
 
-def children(node: Expr) -> list[Expr]:
+def children(node: Expr) -> tuple[Expr, ...]:
     """Operands, and the expressions inside of indirect indices."""
-    found = list(node.args)
-    for index in node.indices():
-        found += indirect_values(index)
-    return found
+    return node.below
 
 
 def indirect_values(index: Index) -> list[Expr]:
     """The scalar expressions that an index reads."""
-    from fusegraph.ir.index import Div, Indirect, Mod
-
     found: list[Expr] = []
     for atom, _ in index.terms:
+        if isinstance(atom, Axis):
+            continue
         if isinstance(atom, Indirect):
             found.append(atom.value)
         elif isinstance(atom, (Div, Mod)):

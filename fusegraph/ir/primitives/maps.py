@@ -11,7 +11,7 @@ import numpy as np
 from fusegraph.dtypes import SUPPORTED, DType, as_dtype
 from fusegraph.errors import DTypeError
 from fusegraph.ir import emit as e
-from fusegraph.ir.primitives.base import Array, InferRule, Params, Primitive, Sample, Shape, Typed, register, require
+from fusegraph.ir.primitives.base import Array, InferRule, Params, Primitive, Sample, Shape, register, require
 
 _ANY_SHAPES: tuple[Shape, ...] = ((), (1,), (7,), (3, 5), (0, 4), (2, 3, 9))
 

@@ -9,7 +9,7 @@ import numpy as np
 from fusegraph.dtypes import DType
 from fusegraph.errors import DTypeError, ShapeError
 from fusegraph.ir import emit as e
-from fusegraph.ir.primitives.base import Array, Params, Primitive, Sample, Shape, register, require
+from fusegraph.ir.primitives.base import Array, Params, Primitive, Shape, register, require
 
 
 def _count(shape: Shape) -> int:
