@@ -13,7 +13,7 @@ from fusegraph.ir import scalar
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.primitives import PRIMITIVES
-from fusegraph.ir.scalar import Expr, Load, walk
+from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
 from fusegraph.passes.groups import Group, loads, old_name, renamed
 from fusegraph.passes.roots import Root
 
@@ -58,15 +58,18 @@ def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[ob
 
 def _in_memory(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """With the new value of a state at its place in memory: the state itself."""
-    def place(node: Expr, args: tuple[Expr, ...]) -> Expr:
-        if node.op == "load" and (old := old_name(node.attribute.buffer)) is not None:
-            return scalar.load(old, node.attribute.index, node.dtype, node.attribute.mask)
-        return scalar.make(node.op, args, node.dtype, node.attribute)
+    def place(load: Expr) -> Expr:
+        old = old_name(load.attribute.buffer)
+        return load if old is None else scalar.load(old, load.attribute.index, load.dtype, load.attribute.mask)
+
+    def placed(index: Index) -> Index:
+        values = indirect_values(index)
+        return index.replace_values(dict(zip(values, scalar.replace_loads(values, place), strict=True))) if values else index
 
     def moved(stage: Stage) -> Stage:
-        values = scalar.rewrite(stage.expressions(), place)
+        values = scalar.replace_loads(stage.expressions(), place)
         reduces = tuple(replace(r, value=v) for r, v in zip(stage.reduces, values, strict=False))
-        stores = tuple(replace(s, buffer=old_name(s.buffer) or s.buffer, value=v)
+        stores = tuple(replace(s, buffer=old_name(s.buffer) or s.buffer, index=tuple(map(placed, s.index)), value=v)
                        for s, v in zip(stage.stores, values[len(stage.reduces):], strict=True))
         return replace(stage, reduces=reduces, stores=stores)
 
@@ -212,12 +215,11 @@ def _resolve(plan: _Plan, root: Root) -> Expr:
 
 def _resolve_for(plan: _Plan, root: Root, consumer: Root) -> Expr:
     """`root`'s value as `consumer`'s stage computes it."""
-    def replace_load(node: Expr, args: tuple[Expr, ...]) -> Expr:
-        if node.op == "load" and node.attribute.buffer in plan.roots and node.attribute.buffer != root.buffer:
-            return _in_group(plan, node, plan.roots[node.attribute.buffer], consumer)
-        return scalar.make(node.op, args, node.dtype, node.attribute)
+    def replaced(load: Expr) -> Expr:
+        name = load.attribute.buffer
+        return _in_group(plan, load, plan.roots[name], consumer) if name in plan.roots and name != root.buffer else load
 
-    return scalar.rewrite([root.value], replace_load)[0]
+    return scalar.replace_loads([root.value], replaced)[0]
 
 
 def _in_group(plan: _Plan, node: Expr, producer: Root, consumer: Root) -> Expr:

@@ -235,6 +235,19 @@ class Index:
             out = out + _substitute_atom(atom, mapping) * c
         return out
 
+    def replace_values(self, new: Mapping[Expr, Expr]) -> Index:
+        """With the scalar expressions of its indirect parts replaced."""
+        out = Index(self.constant)
+        for atom, c in self.terms:
+            part = Index(0, ((atom, 1),))
+            if isinstance(atom, Indirect):
+                part = Index(0, ((Indirect(new[atom.value], atom.extent), 1),))
+            elif isinstance(atom, (Div, Mod)):
+                inner = atom.index.replace_values(new)
+                part = inner // atom.divisor if isinstance(atom, Div) else inner % atom.divisor
+            out = out + part * c
+        return out
+
     def __str__(self) -> str:
         parts = [f"{_atom_text(atom)}" if c == 1 else f"{c}*{_atom_text(atom)}" for atom, c in self.terms]
         if self.constant or not parts:

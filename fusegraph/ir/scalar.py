@@ -14,7 +14,7 @@ Expressions are interned: equal ones are the same object, so common subexpressio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Union
@@ -210,21 +210,37 @@ def rewrite(roots: Sequence[Expr], function: Any) -> list[Expr]:
     return [new[root] for root in roots]
 
 
-def _substituted(node: Expr, args: tuple[Expr, ...], mapping: Mapping[Axis, Index]) -> Expr:
+def replace_loads(roots: Sequence[Expr], function: Callable[[Expr], Expr]) -> list[Expr]:
+    """Rebuild `roots` from below, also inside of indirect indices: `function(load)` gives each load's replacement."""
+    new: dict[Expr, Expr] = {}
+
+    def moved(index: Index) -> Index:
+        return index.replace_values(new) if indirect_values(index) else index
+
+    for node in walk(roots):
+        made = make(node.op, tuple(new[arg] for arg in node.args), node.dtype, _with_indices(node, moved))
+        new[node] = function(made) if made.op == "load" else made
+    return [new[root] for root in roots]
+
+
+def _with_indices(node: Expr, function: Callable[[Index], Index]) -> Any:
+    """The attribute of `node` with `function` applied to every index expression in it."""
     attribute = node.attribute
     if node.op == "load":
-        attribute = Load(attribute.buffer, tuple(i.substitute(mapping) for i in attribute.index), _mask(attribute.mask, mapping))
-    elif node.op in ("index", "philox"):
-        attribute = attribute.substitute(mapping)
-    elif node.op == "inside":
-        attribute = _mask(attribute, mapping)
-    return make(node.op, args, node.dtype, attribute)
+        return Load(attribute.buffer, tuple(map(function, attribute.index)), _mask(attribute.mask, function))
+    if node.op in ("index", "philox"):
+        return function(attribute)
+    return _mask(attribute, function) if node.op == "inside" else attribute
 
 
-def _mask(mask: Mask, mapping: Mapping[Axis, Index]) -> Mask:
+def _substituted(node: Expr, args: tuple[Expr, ...], mapping: Mapping[Axis, Index]) -> Expr:
+    return make(node.op, args, node.dtype, _with_indices(node, lambda index: index.substitute(mapping)))
+
+
+def _mask(mask: Mask, function: Callable[[Index], Index]) -> Mask:
     out: list[Condition] = []
     for condition in mask:
-        index = condition.index.substitute(mapping)
+        index = function(condition.index)
         out.append(Bound(index, condition.low, condition.high) if isinstance(condition, Bound) else Divides(index, condition.divisor))
     return simplify_mask(tuple(out))
 
