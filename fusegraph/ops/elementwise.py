@@ -169,9 +169,12 @@ def floor_divide(a: Operand, b: Operand) -> Tensor:
 
 
 def remainder(a: Operand, b: Operand) -> Tensor:
-    """a - b * floor(a / b): the sign is b's (Python's %)."""
+    """a - b * floor(a / b): the sign is b's (Python's %); exact while the quotient fits into the type's whole numbers."""
     a, b = prepare("remainder", a, b)
-    return sub(a, mul(b, floor(emit.bind("div", a, b)))) if is_float(a.dtype) else emit.bind("mod", a, b)
+    if not is_float(a.dtype):
+        return emit.bind("mod", a, b)  # type: ignore[no-any-return]
+    quotient = floor(emit.bind("div", a, b))
+    return sub(a, where(eq(quotient, 0.0), 0.0, mul(b, quotient)))  # 0 * inf is 0 here: 5 % inf is 5
 
 
 def pow(a: Operand, b: Operand) -> Tensor:  # noqa: A001
@@ -199,12 +202,14 @@ def pow(a: Operand, b: Operand) -> Tensor:  # noqa: A001
 
 def maximum(a: Operand, b: Operand) -> Tensor:
     """The larger of two; NaN if either is."""
-    return _binary("maximum", a, b)
+    a, b = prepare("maximum", a, b)
+    return emit.bind("bit_or" if a.dtype == bool_ else "maximum", a, b)  # type: ignore[no-any-return]
 
 
 def minimum(a: Operand, b: Operand) -> Tensor:
     """The smaller of two; NaN if either is."""
-    return _binary("minimum", a, b)
+    a, b = prepare("minimum", a, b)
+    return emit.bind("bit_and" if a.dtype == bool_ else "minimum", a, b)  # type: ignore[no-any-return]
 
 
 def clamp(x: Operand, min: Operand = None, max: Operand = None) -> Tensor:  # noqa: A002

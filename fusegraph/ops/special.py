@@ -83,8 +83,8 @@ def tan(x: Any) -> Tensor:
 
 def sinh(x: Any) -> Tensor:
     """The hyperbolic sine."""
-    small = ew.expm1(x)  # exact near 0, where exp(x) - exp(-x) cancels
-    return ew.mul(ew.add(small, ew.div(small, ew.add(small, 1.0))), 0.5)
+    x = _floating(x)
+    return ew.mul(ew.sub(ew.expm1(x), ew.expm1(ew.neg(x))), 0.5)  # exact near 0, where exp(x) - exp(-x) would cancel
 
 
 def cosh(x: Any) -> Tensor:

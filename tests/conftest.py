@@ -1,0 +1,33 @@
+"""What all tests share: seeded generators, and torch where it is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fusegraph as fg
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test begins with the same random numbers."""
+    fg.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A numpy generator with a fixed seed."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def torch() -> Any:
+    """torch, the oracle for what PyTorch does."""
+    return pytest.importorskip("torch", reason="torch is not installed: its results are what these are compared with")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--update-golden writes the texts in tests/golden anew; read them with git diff."""
+    parser.addoption("--update-golden", action="store_true", help="write the texts in tests/golden anew")
