@@ -75,7 +75,7 @@ class ExpressionWriter:
         self._flat: dict[Expr, Index] = {}
         self._clamped: dict[Indirect, Expr] = {}
         self._inside: dict[Mask, Expr] = {}
-        self._unstable: dict[Expr, bool] = {}
+        self._unstable: set[Expr] = set()
         self._edges: dict[Expr, set[object]] = {}
         self._count_readers()
 
@@ -130,25 +130,25 @@ class ExpressionWriter:
         return list(found)
 
     def _count_readers(self) -> None:
-        """For each expression the places in the whole loop that read it."""
+        """For each expression the places in the whole loop that read it; and which ones read what the loop writes."""
         everything = walk([root for stage in self.loop.stages for root in stage.expressions()])
         self._inside = {node.attribute: node for node in everything if node.op == "inside"}
         for number, stage in enumerate(self.loop.stages):
             indices = [index for store in stage.stores for index in store.index]
             roots = stage.expressions() + [scalar for index in indices for scalar in self.run_time_indices(index)]
             for node in self.order(roots):
-                for position, operand in enumerate(self.operands(node)):
+                operands = self.operands(node)
+                for position, operand in enumerate(operands):
                     self._edges.setdefault(operand, set()).add((node, position))
+                own = node.op == "load" and node.attribute.buffer in self.written
+                if own or any(operand in self._unstable for operand in operands):
+                    self._unstable.add(node)
             for position, root in enumerate(roots):
                 self._edges.setdefault(root, set()).add((number, position))
 
     def is_unstable(self, node: Expr) -> bool:
         """Whether it reads memory that this loop writes, so that its value is good for one stage only."""
-        if node not in self._unstable:
-            for below in self.order([node]):
-                own = below.op == "load" and below.attribute.buffer in self.written
-                self._unstable[below] = own or any(self._unstable[operand] for operand in self.operands(below))
-        return self._unstable[node]
+        return node in self._unstable
 
     def level(self, node: Expr, levels: dict[Expr, int]) -> int:
         """The outermost open loop in which `node` can be computed."""

@@ -18,7 +18,7 @@ from fusegraph.codegen.python_text import ATOM, PRODUCT, SUM, Text, constant_tex
 from fusegraph.dtypes import DType, int64
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.loops import Loop, Reduce, Stage, Store
-from fusegraph.ir.scalar import Expr
+from fusegraph.ir.scalar import Expr, walk
 
 _REDUCE_NOUNS = {
     "sum": "total", "prod": "product", "max": "largest", "min": "smallest", "argmax": "position", "argmin": "position",
@@ -73,10 +73,12 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _fused(loop: Loop) -> str:
-    """The ops that a kernel does: `matmul, add x2, relu`."""
-    counts = Counter(node.op for node in loop.nodes)
+    """The ops that a kernel does: `matmul, add x2, relu`; where it was made from no node, those of its body."""
+    body = [expr.op for expr in walk([root for stage in loop.stages for root in stage.expressions()])]
+    moves = ("const", "load", "acc", "index", "inside")
+    counts = Counter([node.op for node in loop.nodes] or [op for op in body if op not in moves])
     ops = ", ".join(op if count == 1 else f"{op} x{count}" for op, count in counts.items())
-    return ops or "Moves data"
+    return ops or "copy"
 
 
 def _places(loop: Loop) -> str:

@@ -42,7 +42,7 @@ _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 _NUMPY = {
     "abs": "abs", "sign": "sign", "floor": "floor", "ceil": "ceil", "round": "rint", "exp": "exp", "expm1": "expm1",
     "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh", "sin": "sin", "cos": "cos", "isnan": "isnan",
-    "pow": "power", "maximum": "maximum", "minimum": "minimum",
+    "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
 
 # What a variable that holds the result of an operation is called.
@@ -96,6 +96,10 @@ def _special(node: Expr, args: Sequence[Text], need: Helpers) -> Text:
     op, dtype = node.op, node.dtype
     if op == "neg":
         return typed(Text(f"-{args[0].at_least(ATOM)}", UNARY), dtype)
+    if op == "pow":  # numpy's power takes another way (sqrt) for single numbers than for arrays
+        base, exponent = (arg.at_least(ATOM) for arg in args)
+        tight = base.isidentifier() and exponent.isidentifier()
+        return Text(f"{base}**{exponent}" if tight else f"{base} ** {exponent}", UNARY)
     if op == "rsqrt":
         return Text(f"np.{dtype.name}(1) / np.sqrt({args[0].source})", PRODUCT)
     if op == "erf":

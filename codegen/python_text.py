@@ -60,10 +60,24 @@ def _atom_text(atom: Atom, leaf: LeafName) -> Text:
 
 def mask_text(mask: Mask, leaf: LeafName) -> Text:
     """The conditions of `mask`, joined by `and`."""
-    parts = [_condition_text(condition, leaf) for condition in mask]
+    parts = [_condition_text(condition, leaf) for condition in _merged(mask)]
     if not parts:
         return Text("True", ATOM)
     return parts[0] if len(parts) == 1 else Text(" and ".join(part.at_least(NOT) for part in parts), AND)
+
+
+def _merged(mask: Mask) -> list[Condition]:
+    """With all bounds of one index in one condition."""
+    found: dict[object, Condition] = {}
+    for condition in mask:
+        if isinstance(condition, Bound):
+            known = found.get(condition.index, condition)
+            assert isinstance(known, Bound)
+            bound = Bound(condition.index, max(known.low, condition.low), min(known.high, condition.high))
+            found[condition.index] = bound
+        else:
+            found[condition] = condition
+    return list(found.values())
 
 
 def _condition_text(condition: Condition, leaf: LeafName) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -33,6 +34,7 @@ class PythonExecutable:
         self._parameters = step_parameters(program)
         own = [buffer for buffer in program.buffers.values() if buffer.role in ("temp", "local")]
         self._memory = {buffer.name: np.zeros(buffer.size, buffer.dtype) for buffer in own}
+        self._lock = threading.Lock()  # steps share the temporary memory
         self._namespace = self._load()
         self._prepare()
 
@@ -46,7 +48,7 @@ class PythonExecutable:
             for name in self._parameters
         }
         check_guards(self.program, flat)
-        with np.errstate(all="ignore"):
+        with self._lock, np.errstate(all="ignore"):
             self._namespace["step"](*(flat[name] for name in self._parameters))
 
     def _load(self) -> dict[str, Any]:
@@ -63,7 +65,10 @@ class PythonExecutable:
 
 
 class NumbaExecutable(PythonExecutable):
-    """A program compiled by numba (nopython mode), kernel by kernel, when it is made. numba is imported here."""
+    """A program compiled by numba (nopython mode), kernel by kernel, when it is made. numba is imported here.
+
+    kernels: numba's dispatchers, by name.
+    """
 
     def _prepare(self) -> None:
         import numba
@@ -73,10 +78,12 @@ class NumbaExecutable(PythonExecutable):
         for name in functions:
             self._namespace[name] = compile_(self._namespace[name])
         names = ProgramNames(self.program)
+        self.kernels: dict[str, Any] = {}
         for loop in self.program.loops:
             kernel: KernelSource = write_kernel(loop, names)
             arguments = (numba.from_dtype(self.program.buffers[buffer].dtype)[::1] for buffer in kernel.buffers)
-            self._namespace[kernel.name].compile(tuple(arguments))
+            self.kernels[kernel.name] = self._namespace[kernel.name]
+            self.kernels[kernel.name].compile(tuple(arguments))
 
 
 def _flat(buffer: Buffer, arrays: Mapping[str, Array]) -> Array:
