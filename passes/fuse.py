@@ -369,6 +369,8 @@ def _attempt(groups: _Groups, a: int, b: int, kind: str) -> Group:
     if groups.path_besides(a, b) or (kind == "siblings" and (groups.path_besides(b, a) or a in groups.successors[b])):
         raise Refused("a third kernel stands between them")
     _check_in_place(groups.state, merged)
+    if any(old_name(root.buffer) for root in merged.roots):
+        make_loop(merged, "trial", merged.writes, ())
     return merged
 
 

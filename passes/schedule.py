@@ -14,7 +14,7 @@ from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
-from fusegraph.passes.groups import Group, loads, old_name, renamed
+from fusegraph.passes.groups import Group, Refused, loads, old_name, renamed
 from fusegraph.passes.roots import Root
 
 _DEAR = 12  # cost above which a value is kept rather than computed again in a later stage
@@ -49,7 +49,7 @@ def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[ob
     waiting = list(group.roots)
     while waiting:
         root = waiting.pop(0)
-        mapping = _place(plan, root)
+        mapping = _place(plan, root, waiting)
         if mapping:
             waiting = [renamed(other, mapping) for other in waiting]
     space = group.space if group.kind == "contract" else tuple(axis for axis in group.space if axis.extent != 1)
@@ -76,7 +76,7 @@ def _in_memory(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(moved(stage) for stage in stages)
 
 
-def _place(plan: _Plan, root: Root) -> dict[Axis, Index]:
+def _place(plan: _Plan, root: Root, later: list[Root]) -> dict[Axis, Index]:
     """Give a root its depth and its stage, on that stage's axes. Gives the renaming of axes that the roots after it need."""
     space = plan.group.space
     inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
@@ -97,11 +97,17 @@ def _place(plan: _Plan, root: Root) -> dict[Axis, Index]:
             theirs = (*inner_axes(plan.roots[other], space), *_reduced(plan.roots[other]))
             mapping = {m: Index.of(t) for m, t in zip((*inner, *reduced), theirs, strict=True) if m != t}
             break
-    if mapping and any(target.axes & set(root.axes + root.reduce_axes) for target in mapping.values()):
+    if any(_meet(mapping, other) for other in (root, *later)):
         key, mapping = (*key, root.buffer), {}
     root = renamed(root, mapping) if mapping else root
     plan.roots[root.buffer], plan.depth[root.buffer], plan.key[root.buffer] = root, depth, key
     return mapping
+
+
+def _meet(mapping: dict[Axis, Index], root: Root) -> bool:
+    """Whether renaming by `mapping` would make one axis of two axes of `root`."""
+    axes = {*root.axes, *root.reduce_axes}
+    return any(axis in axes and target.axes & axes for axis, target in mapping.items())
 
 
 def _apart(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
@@ -121,6 +127,7 @@ def _reduced(root: Root) -> tuple[Axis, ...]:
 
 
 def _stages(plan: _Plan) -> tuple[Stage, ...]:
+    _find_locals(plan)
     stages: list[Stage] = []
     for key in sorted(set(plan.key.values()), key=lambda k: (k[0], k[1], str(k[2:]))):
         roots = [root for name, root in plan.roots.items() if plan.key[name] == key]
@@ -132,30 +139,46 @@ def _stages(plan: _Plan) -> tuple[Stage, ...]:
                            for root in roots if root.buffer in plan.exported)
             if stores:
                 stages.append(Stage(stores=stores))
-        else:
-            values = [(root, _resolve(plan, root)) for root in roots if root.buffer in plan.exported or _kept(plan, root)]
-            stores = tuple(_store(plan, root, value) for root, value in values)
-            if stores:
-                stages.append(Stage(axes=inner_axes(roots[0], plan.group.space), stores=stores))
-    return _tidied(stages, plan)
+        elif stores := tuple(_store(plan, root, _resolve(plan, root)) for root in roots
+                             if root.buffer in plan.exported or root.buffer in plan.locals):
+            stages.append(Stage(axes=inner_axes(roots[0], plan.group.space), stores=stores))
+    _check_overwritten(stages)
+    return _tidied(stages)
 
 
-def _tidied(stages: list[Stage], plan: _Plan) -> tuple[Stage, ...]:
-    """Neighbouring store stages without axes as one; local stores that nothing reads left out."""
-    read = {expr.attribute.buffer for stage in stages for expr in walk(stage.expressions()) if expr.op == "load"}
-    unread = {name for name in plan.locals if name not in read}
-    for name in unread:
-        del plan.locals[name]
+def _find_locals(plan: _Plan) -> None:
+    """Resolve every value that the kernel computes; those that another stage needs in memory are in `locals` then."""
+    waiting = [root for name, root in plan.roots.items() if root.kind != "map" or name in plan.exported]
+    for root in waiting:
+        known = len(plan.locals)
+        _resolve(plan, root)
+        waiting += [plan.roots[name] for name in list(plan.locals)[known:]]
+
+
+def _check_overwritten(stages: list[Stage]) -> None:
+    """Raise Refused if a stage reads the old value of a state that an earlier one has overwritten."""
+    gone: set[str] = set()
+    for stage in stages:
+        read = {load.buffer for load in _loads_of(stage)} & gone
+        if read:
+            raise Refused(f"{min(read)} would be read again after it is overwritten")
+        gone |= {old for store in stage.stores if (old := old_name(store.buffer)) is not None}
+
+
+def _loads_of(stage: Stage) -> list[Load]:
+    return [expr.attribute for expr in walk(stage.expressions()) if expr.op == "load"]
+
+
+def _tidied(stages: list[Stage]) -> tuple[Stage, ...]:
+    """Neighbouring store stages without axes as one, where the second does not read what the first has stored."""
     out: list[Stage] = []
     for stage in stages:
-        if not stage.reduces:
-            stage = Stage(stage.axes, (), (), tuple(store for store in stage.stores if store.buffer not in unread))
-            if not stage.stores:
-                continue
-            if out and not out[-1].reduces and out[-1].axes == stage.axes == ():
-                out[-1] = Stage((), (), (), out[-1].stores + stage.stores)
-                continue
-        out.append(stage)
+        last = out[-1] if out else stage
+        if out and not last.reduces and not stage.reduces and last.axes == stage.axes == () \
+                and not {store.buffer for store in last.stores} & {load.buffer for load in _loads_of(stage)}:
+            out[-1] = Stage((), (), (), last.stores + stage.stores)
+        else:
+            out.append(stage)
     return tuple(out)
 
 
@@ -170,23 +193,15 @@ def _store(plan: _Plan, root: Root, value: Expr) -> Store:
 
 
 def _local(plan: _Plan, root: Root) -> Buffer:
-    name = f"{old_name(root.buffer) or root.buffer}_row"
     inner = inner_axes(root, plan.group.space)
-    if name not in plan.locals:
-        plan.locals[name] = Buffer(name, tuple(axis.extent for axis in inner), root.node.dtype, "local")
-    return plan.locals[name]
+    if root.buffer not in plan.locals:
+        plan.locals[root.buffer] = Buffer(f"{root.buffer}_row", tuple(axis.extent for axis in inner), root.node.dtype, "local")
+    return plan.locals[root.buffer]
 
 
 def _local_index(plan: _Plan, root: Root, index: tuple[Index, ...]) -> tuple[Index, ...]:
     inner = inner_axes(root, plan.group.space)
     return tuple(index[next(i for i, part in enumerate(root.index) if part.axis == axis)] for axis in inner)
-
-
-def _kept(plan: _Plan, root: Root) -> bool:
-    """Whether a map's values must be in memory for other roots of the group."""
-    return bool(inner_axes(root, plan.group.space)) and any(
-        load.buffer == root.buffer and not _same_register(plan, root, other, load)
-        for other in plan.roots.values() if other is not root for load in loads(other))
 
 
 def _same_register(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
@@ -227,6 +242,8 @@ def _in_group(plan: _Plan, node: Expr, producer: Root, consumer: Root) -> Expr:
     if producer.kind != "map":
         value = scalar.acc(_acc_name(producer), producer.node.dtype)
         return _with_mask(value, load)
+    if old_name(producer.buffer) is not None and plan.key[producer.buffer] != plan.key[consumer.buffer]:
+        return node  # written by an earlier stage; what it was computed from may be overwritten by now
     if not inner_axes(producer, plan.group.space) or _same_register(plan, producer, consumer, load):
         return _with_mask(_resolve_for(plan, producer, consumer), load)
     if producer.buffer in plan.exported:
