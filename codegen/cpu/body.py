@@ -22,7 +22,7 @@ from fusegraph.dtypes import int32
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
-from fusegraph.ir.scalar import Expr, children, load
+from fusegraph.ir.scalar import Expr, load
 
 _NOT_YET = 1 << 30
 
@@ -159,11 +159,11 @@ class Evaluator:
             if node in self._needs:
                 stack.pop()
                 continue
-            missing = [child for child in children(node) if child not in self._needs]
+            missing = [child for child in node.below if child not in self._needs]
             if missing:
                 stack += missing
                 continue
-            below = [self._needs[child] for child in children(node)]
+            below = [self._needs[child] for child in node.below]
             accumulators = frozenset().union(*(n.accumulators for n in below))
             written = frozenset().union(*(n.written for n in below))
             if node.op == "acc":
@@ -215,7 +215,7 @@ class Evaluator:
             if node.op == "const" or self.lookup(self._key(node, copy)) is not None:
                 stack.pop()
                 continue
-            missing = [c for c in children(node) if c.op != "const" and self.lookup(self._key(c, copy)) is None]
+            missing = [c for c in node.below if c.op != "const" and self.lookup(self._key(c, copy)) is None]
             if missing:
                 stack += reversed(missing)
                 continue
@@ -288,7 +288,7 @@ class Evaluator:
                 self.memory.hoist_address(node.attribute.buffer, node.attribute.index[0])
             if self.varies(node):
                 self._hoist_broadcasts(node)
-            stack += reversed(children(node))
+            stack += reversed(node.below)
         for store in stores:
             self.memory.hoist_address(store.buffer, store.index[0])
 

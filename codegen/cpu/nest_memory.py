@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fusegraph.codegen.cpu.irtext import element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.codegen.cpu.nest_index import constant_of
 from fusegraph.codegen.cpu.nest_ops import memory_element
 from fusegraph.dtypes import DType, bool_
 from fusegraph.errors import CompilerError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fusegraph.codegen.cpu.body import Copy, Evaluator
 
 Term = tuple[Atom, int]
+_REGISTER_BYTES = 32  # of AVX2; AVX-512 registers take two pieces
 
 
 class MemoryWriter:
@@ -152,16 +155,66 @@ class MemoryWriter:
 
     def _load_contiguous(self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, reverse: bool) -> str:
         v = self._e.ops(copy.lanes).element(memory_element(dtype))
-        pointer = self.pointer(buffer, index, copy)
-        if reverse:
-            pointer = self._offset(pointer, 1 - copy.count, v.element)
         if lanes is None:
-            value = v.load_first(pointer, copy.count)
+            pointer = self.pointer(buffer, index, copy)
+            value = self._load_first(v, self._offset(pointer, 1 - copy.count, v.element) if reverse else pointer, copy.count)
         else:
-            mask = self._only_counted(lanes, copy)
-            mask = self._reversed(self._e.ops(copy.lanes).of(bool_), mask, copy.count) if reverse else mask
-            value = v.masked_load(pointer, mask)
-        return self._from_memory(self._reversed(v, value, copy.count) if reverse else value, dtype, copy.lanes)
+            value = self._load_where(v, buffer, index, copy, reverse)
+        if reverse:
+            value = self._reversed(v, value, copy.count)
+        if lanes is not None:
+            value = v.select(lanes, value, v.constant(0))
+        return self._from_memory(value, dtype, copy.lanes)
+
+    def _load_first(self, v: VectorOps, pointer: str, count: int) -> str:
+        """The first `count` elements, in pieces of at most one register (LLVM gets wider masked loads wrong, see below)."""
+        width = min(v.lanes, max(1, _REGISTER_BYTES // element_bytes(v.element)))
+        if count >= v.lanes or width == v.lanes:
+            return v.load_first(pointer, count)
+        piece = VectorOps(self._e.fn, width, v.element)
+        pieces = [
+            piece.load_first(self._offset(pointer, at, v.element), min(count - at, width)) if at < count else piece.constant(0)
+            for at in range(0, v.lanes, width)
+        ]
+        while len(pieces) > 1:
+            pieces = [piece.shuffle(a, b, range(2 * piece.lanes)) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+            piece = VectorOps(self._e.fn, 2 * piece.lanes, v.element)
+        return pieces[0]
+
+    def _load_where(self, v: VectorOps, buffer: str, index: Index, copy: Copy, reverse: bool) -> str:
+        """Neighbouring elements of which some may lie outside of the buffer (those lanes hold anything).
+
+        One load where all of them are inside, else one a lane, at a place moved inside. Not llvm.masked.load: where LLVM finds
+        out late that a part of a mask is false (LLVM 22, x86), it loads that part without a mask.
+        """
+        fn, size = self._e.fn, self._e.buffers[buffer].size
+        first = index - (copy.count - 1) if reverse else index
+        offset = self._e.indices.scalar(first, copy)
+        known = constant_of(offset)
+        if known is not None and 0 <= known <= size - copy.count:
+            return self._load_first(v, self._offset(self._e.pointers[buffer], offset, v.element), copy.count)
+        if size < copy.lanes or copy.count < copy.lanes or known is not None:
+            return self._load_lanes_inside(v, buffer, offset, copy.count)
+        with fn.if_else(fn.compare("ule", "i64", offset, size - copy.lanes), [v.type]) as branch:
+            with branch.then():
+                branch.give(v.load(self._offset(self._e.pointers[buffer], offset, v.element)))
+            with branch.otherwise():
+                branch.give(self._load_lanes_inside(v, buffer, offset, copy.count))
+        return branch.results[0]
+
+    def _load_lanes_inside(self, v: VectorOps, buffer: str, offset: str, count: int) -> str:
+        """`count` elements from `offset` on; places outside of the buffer are moved to its last element."""
+        fn, last = self._e.fn, self._e.buffers[buffer].size - 1
+        vector = "zeroinitializer"
+        for lane in range(count):
+            place = fn.affine([(1, offset)], lane)
+            number = constant_of(place)
+            if number is None:
+                place = fn.select(fn.compare("ult", "i64", place, last), "i64", place, last)
+            elif not 0 <= number <= last:
+                continue
+            vector = v.insert(vector, fn.load(v.element, self._offset(self._e.pointers[buffer], place, v.element)), lane)
+        return vector
 
     def _reversed(self, v: VectorOps, value: str, count: int) -> str:
         """The first `count` lanes the other way round."""

@@ -60,15 +60,13 @@ def plan_nest(loop: Loop, buffers: Mapping[str, Buffer], lanes: int, exact: bool
     """Choose for a canonical loop. `lanes`: float32 elements in a vector register. `parallel`: None decides by work."""
     lanes = _lanes_of_types(loop, lanes)
     columns = None if _uses_local(loop, buffers) else _best_column(loop, lanes)
-    rows = [_best_row_axis(stage, loop.space, lanes, exact) for stage in loop.stages]
+    rows = _best_rows(loop, lanes, exact)
     if parallel is None:
         parallel = _work(loop) >= _PARALLEL_WORK
     parallel = parallel and loop.points() > 1
-    if columns is not None and columns[0] <= sum(cost for cost, _ in rows):
+    if columns is not None and columns[0] <= rows[0]:
         return _column_plan(loop, columns[1], lanes, exact, parallel)
-    stages = tuple(plan_stage(stage, axis, lanes) for stage, (_, axis) in zip(loop.stages, rows, strict=True))
-    shared = _shared_axes(loop.space)
-    return Plan(None, 1, 1, 1, loop.space, shared, False, stages, parallel)
+    return Plan(None, 1, 1, 1, loop.space, _shared_axes(loop.space), False, rows[1], parallel)
 
 
 def fitting_lanes(extent: int, lanes: int) -> int:
@@ -107,12 +105,15 @@ def _access_cost(index: Index, axis: Axis | None, lanes: int) -> float:
     if axis is None or axis not in index.axes:
         return 1.0
     if not all(isinstance(atom, Axis) or axis not in Index(0, ((atom, 1),)).axes for atom, _ in index.terms):
-        return 1.5 * lanes + 2
-    return {1: 1.0, -1: 2.0}.get(index.coefficient(axis), float(lanes))
+        return 3.0 * lanes + 2
+    return {1: 1.0, -1: 2.0}.get(index.coefficient(axis), 2.0 * lanes)
 
 
-def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int) -> float:
-    """Instructions of a stage over the whole space. Values are computed once along the inner axes that they depend on."""
+def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int, known: set[Expr] | None = None) -> float:
+    """Instructions of a stage over the whole space. Values are computed once along the inner axes that they depend on.
+
+    `known`: expressions whose values are in registers already.
+    """
     inner = inner_axes(stage)
     everywhere = math.prod(a.extent for a in space if a != axis)
     total = 0.0
@@ -124,6 +125,8 @@ def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: i
         return count * math.ceil(axis.extent / lanes)
 
     for node in walk(stage_roots(stage)):
+        if known and node in known:
+            continue
         cost = _operation_cost(node)
         if node.op == "load":
             cost += _access_cost(node.attribute.index[0], axis, lanes) + 2 * len(node.attribute.mask)
@@ -149,7 +152,22 @@ def _best_column(loop: Loop, lanes: int) -> tuple[float, Axis] | None:
     return cost, axis
 
 
-def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool) -> tuple[float, Axis | None]:
+def _best_rows(loop: Loop, lanes: int, exact: bool) -> tuple[float, tuple[StagePlan, ...]]:
+    """The cost of running row by row, and how. Rows that are written out keep values for later stages."""
+    total, plans = 0.0, []
+    kept: dict[Axis, set[Expr]] = {}
+    for stage in loop.stages:
+        cost, axis = _best_row_axis(stage, loop.space, lanes, exact, kept)
+        plan = plan_stage(stage, axis, lanes)
+        if axis is not None and plan.static and len(inner_axes(stage)) == 1:
+            kept.setdefault(axis, set()).update(walk(stage_roots(stage)))
+        total += cost
+        plans.append(plan)
+    return total, tuple(plans)
+
+
+def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool,
+                   kept: Mapping[Axis, set[Expr]]) -> tuple[float, Axis | None]:  # fmt: skip
     choices: list[tuple[float, int, Axis | None]] = [(_stage_cost(stage, space, None, 1), 1 << 30, None)]
     candidates = inner_axes(stage)
     if stage.reduces and exact:
@@ -158,7 +176,8 @@ def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool)
         candidates = candidates[-1:]  # lanes must meet the points in C order
     for position, axis in enumerate(reversed(candidates)):
         if axis.extent > 1:
-            choices.append((_stage_cost(stage, space, axis, fitting_lanes(axis.extent, lanes)), position, axis))
+            cost = _stage_cost(stage, space, axis, fitting_lanes(axis.extent, lanes), kept.get(axis))
+            choices.append((cost, position, axis))
     cost, _, axis = min(choices, key=lambda choice: choice[:2])
     return cost, axis
 
