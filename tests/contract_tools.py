@@ -6,14 +6,12 @@ import ctypes
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from loop_tools import GuardedMemory
 
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.irtext import Module
 from fusegraph.ir.loops import Buffer, Loop, Program
 from fusegraph.runtime import llvm
-
-GUARD = 16  # elements beside every buffer that must stay as they are
-
 
 class CompiledLoop:
     """A loop compiled by `emit_contract`; `kernel` is None where it refuses."""
@@ -33,31 +31,24 @@ class CompiledLoop:
         self.function = ctypes.CFUNCTYPE(None, *kinds)(self.code.address("entry"))
 
     def run(self, arrays: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray]:
-        """Run on copies of `arrays` (those that are missing start as NaN); gives every buffer's array afterwards."""
+        """Run every thread's share, one after the other, on copies of `arrays`; gives every buffer's array afterwards.
+
+        Each buffer ends at a protected page. Scratch memory is full of NaN before.
+        """
         assert self.kernel is not None
-        guarded = {name: _guarded(self.program.buffers[name], arrays.get(name)) for name in self.program.buffers}
-        scratch = np.full(self.kernel.scratch_bytes + 128, 0xFF, np.uint8)
-        at = scratch.ctypes.data + (-scratch.ctypes.data) % 64
+        buffers = self.program.buffers
+        memory = {name: GuardedMemory(buffers[name].nbytes, at_end=True) for name in self.kernel.buffers}
+        for name, part in memory.items():
+            if name in arrays:
+                part.array(buffers[name].dtype, buffers[name].shape)[...] = arrays[name]
         for tid in range(threads):
-            pointers = [guarded[name].ctypes.data + GUARD * guarded[name].itemsize for name in self.kernel.buffers]
-            self.function(*pointers, at, tid, threads)
-        used = at - scratch.ctypes.data + self.kernel.scratch_bytes
-        assert (scratch[used:] == 0xFF).all(), "wrote past its scratch memory"
-        return {name: _inside(self.program.buffers[name], array) for name, array in guarded.items()}
-
-
-def _guarded(buffer: Buffer, values: np.ndarray | None) -> np.ndarray:
-    fill = 0 if buffer.dtype.kind != "f" else np.nan
-    array = np.full(buffer.size + 2 * GUARD, fill, buffer.dtype)
-    if values is not None:
-        array[GUARD : GUARD + buffer.size] = np.asarray(values, buffer.dtype).ravel()
-    array[:GUARD] = array[GUARD + buffer.size :] = 7
-    return array
-
-
-def _inside(buffer: Buffer, array: np.ndarray) -> np.ndarray:
-    assert (array[:GUARD] == 7).all() and (array[GUARD + buffer.size :] == 7).all(), f"wrote outside of {buffer.name}"
-    return array[GUARD : GUARD + buffer.size].reshape(buffer.shape)
+            scratch = GuardedMemory(-(-self.kernel.scratch_bytes // 64) * 64, at_end=True)
+            scratch.array(np.uint8, (scratch.nbytes,))[...] = 0xFF
+            self.function(*(part.address for part in memory.values()), scratch.address, tid, threads)
+            scratch.check("scratch")
+        for name, part in memory.items():
+            part.check(name)
+        return {name: part.array(buffers[name].dtype, buffers[name].shape).copy() for name, part in memory.items()}
 
 
 def program_of(loop: Loop, buffers: Sequence[Buffer]) -> Program:

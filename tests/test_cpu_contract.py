@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from contract_tools import CompiledLoop, assert_close, program_of
 
-from fusegraph.dtypes import float32, float64, int64
-from fusegraph.ir.index import Axis, Index
+from fusegraph.dtypes import bool_, float32, float64, int64, uint32
+from fusegraph.ir.index import Axis, Index, Indirect
 from fusegraph.ir.loops import Buffer, Loop, Program, Reduce, Stage, Store
-from fusegraph.ir.scalar import Expr, acc, const, load, op
+from fusegraph.ir.scalar import Bound, Expr, acc, const, load, op, philox
 
 SHAPES = [
     (1, 10, 7), (7, 1, 5), (64, 10, 128), (6, 16, 8), (12, 32, 3), (13, 33, 17), (5, 24, 1), (3, 8, 64),
@@ -240,3 +242,43 @@ def test_refuses_what_is_no_float_contraction() -> None:
 def test_text_is_deterministic() -> None:
     loop, program = matmul((64, 100, 50), "nt")
     assert CompiledLoop(loop, program).text == CompiledLoop(loop, program).text
+
+
+def test_long_epilogue_with_dropout() -> None:
+    """gelu, a random mask, and a second output: too long to be written out for every vector of a tile."""
+    shape = (26, 43, 11)
+    extra = [Buffer("key", (), uint32, "input"), Buffer("kept", shape[:2], bool_, "output")]
+
+    def epilogue(y: Expr, m: Axis, n: Axis) -> tuple[Store, ...]:
+        gelu = op("mul", op("mul", y, const(0.5, float32)), op("add", op("erf", op("mul", y, const(0.70710678, float32))), const(1.0, float32)))
+        bits = philox(load("key", (), uint32), const(3, uint32), Index.of(m) * shape[1] + n)
+        kept = op("lt", bits, const(1 << 31, uint32), dtype=bool_)
+        value = op("where", kept, op("mul", gelu, const(2.0, float32)), const(0.0, float32), dtype=float32)
+        return Store("out", at((m, n)), value), Store("kept", at((m, n)), kept)
+
+    loop, program = matmul(shape, "nt", epilogue, extra=extra)
+    arrays = inputs(program) | {"key": np.array(1234, np.uint32)}
+    compiled = CompiledLoop(loop, program)
+    found = compiled.run(arrays, 1)
+    y = product(arrays, "nt")
+    gelu = 0.5 * y * (1 + np.vectorize(math.erf)(y * 0.70710678))
+    assert_close(found["out"], np.where(found["kept"], 2 * gelu, 0.0), 1e-5)
+    assert 0.4 < found["kept"].mean() < 0.6
+    for threads in (2, 3):
+        np.testing.assert_array_equal(compiled.run(arrays, threads)["out"], found["out"])
+
+
+def test_epilogue_that_looks_up_a_row_and_masks_a_load() -> None:
+    shape = (14, 22, 9)
+    extra = [Buffer("label", (14,), int64, "input"), Buffer("table", (5, 22), float32, "input"), Buffer("rest", (14, 20), float32, "input")]
+
+    def epilogue(y: Expr, m: Axis, n: Axis) -> Expr:
+        chosen = Index(0, ((Indirect(read("label", (m,), int64), 5), 1),))
+        shifted = Index.of(n) - 1
+        rest = load("rest", (Index.of(m), shifted), float32, (Bound(shifted, 0, 20),))
+        return op("add", op("mul", y, load("table", (chosen, Index.of(n)), float32)), rest)
+
+    loop, program = matmul(shape, "nn", epilogue, extra=extra)
+    arrays = inputs(program) | {"label": np.arange(14) % 5}
+    expected = product(arrays, "nn") * arrays["table"][arrays["label"]] + np.pad(arrays["rest"], ((0, 0), (1, 1)))
+    assert_close(CompiledLoop(loop, program).run(arrays, 2)["out"], expected)

@@ -6,7 +6,6 @@ into a module (gemm). Where none fits it gives None, and the loop runs as a plai
 
 from __future__ import annotations
 
-from fusegraph.codegen.cpu.contract_epilogue import supports
 from fusegraph.codegen.cpu.contract_plan import normal_form
 from fusegraph.codegen.cpu.gemm import emit_gemm
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan, plan_gemm
@@ -20,9 +19,7 @@ __all__ = ["emit_contract", "plan_contract"]
 def plan_contract(loop: Loop, program: Program, vector_bits: int, exact: bool = False) -> GemmPlan | None:
     """How `loop` would run, or None if it has to run as a plain nest."""
     normal = normal_form(loop, program)
-    if normal is None or not supports(normal.stages[1:], program):
-        return None
-    return plan_gemm(normal, program, vector_bits, exact)
+    return None if normal is None else plan_gemm(normal, program, vector_bits, exact)
 
 
 def emit_contract(

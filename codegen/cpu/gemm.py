@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fusegraph.codegen.cpu.contract_epilogue import element_type
 from fusegraph.codegen.cpu.contract_plan import Operand, extent_of
 from fusegraph.codegen.cpu.contract_stage import Stager
-from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, FINISH, WHOLE, MicroKernels, Operands, Step, TileMemory
+from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, START, WHOLE, MicroKernels, Operands, Step, TileMemory
 from fusegraph.codegen.cpu.gemm_pack import Packer
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
-from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
+from fusegraph.codegen.cpu.nest_ops import element_of
 from fusegraph.ir.index import Axis
 
 __all__ = ["emit_gemm"]
 
+FINISH = "finish"
 _PARALLEL_PRODUCTS = 32_768  # fewer take about a microsecond on one thread
 
 
@@ -34,7 +34,7 @@ class _Emitter:
     def __init__(self, module: Module, plan: GemmPlan, exact: bool) -> None:
         self.module, self.plan, self.found, self.loop = module, plan, plan.found, plan.found.loop
         self.buffers = kernel_buffers(self.loop)
-        self.element = element_type(self.found.reduce.dtype)
+        self.element = element_of(self.found.reduce.dtype)
         self.micro = MicroKernels(
             module, self.loop, plan.program, self.buffers, plan.row, self.found.column, plan.lanes, exact
         )
@@ -55,7 +55,7 @@ class _Emitter:
         """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
         plan, element = self.plan, element_bytes(self.element)
         panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
-        sums = plan.tiles * plan.row_split.size * plan.panel_width * element if plan.blocks else 0
+        sums = plan.tiles * plan.row_split.size * plan.panel_width * element if plan.keeps_sums else 0
         sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
         self.offsets, at = [], 0
         for size in sizes:
@@ -123,21 +123,25 @@ class _Emitter:
 
     def _panel(self, fn: FunctionBuilder, place: Mapping[Axis, str], columns: int, first: str, last: str) -> None:
         plan = self.plan
-        if not plan.blocks:
+        if not plan.keeps_sums:
             self._products(fn, WHOLE, place, columns, first, last)
             return
-        tile = plan.row_split.size * plan.panel_width
-        low, high = fn.affine([(tile, first)]), fn.affine([(tile, last)])
-        ops = VectorOps(fn, plan.lanes, self.element)
-        with fn.loop(low, high, plan.lanes) as loop:
-            ops.store(ops.constant(0), fn.gep(self.sums, loop.index, self.element))
-        with fn.loop(0, extent_of(plan.blocks)) as loop:
-            block = {**place, **decode(fn, loop.index, plan.blocks)}
-            for stager in (self.narrow_stager, self.wide_stager):
-                if stager is not None and not self._staged_outside(stager):
-                    self._stage(fn, stager, block)
-            self._products(fn, ACCUMULATE, block, columns, first, last)
+        count = extent_of(plan.blocks)
+        self._block(fn, START, "0", place, columns, first, last)
+        if count > 1:
+            with fn.loop(1, count) as loop:
+                self._block(fn, ACCUMULATE, loop.index, place, columns, first, last)
         self._rows(fn, FINISH, place, columns, self.panel, first, last)
+
+    def _block(
+        self, fn: FunctionBuilder, kind: str, number: str, place: Mapping[Axis, str], columns: int, first: str, last: str
+    ) -> None:
+        """The part of the sum that block `number` of the outer loops of the sum gives."""
+        inside = {**place, **decode(fn, number, self.plan.blocks)}
+        for stager in (self.narrow_stager, self.wide_stager):
+            if stager is not None and not self._staged_outside(stager):
+                self._stage(fn, stager, inside)
+        self._products(fn, kind, inside, columns, first, last)
 
     def _products(
         self, fn: FunctionBuilder, kind: str, place: Mapping[Axis, str], columns: int, first: str, last: str
@@ -182,9 +186,12 @@ class _Emitter:
             end = fn.min_i64(last, str(high)) if high < split.count else last
             with fn.loop(start, end) as loop:
                 at = fn.affine([(size, loop.index)], split.start(size))
-                narrow = base if plan.row_table else fn.gep(base, fn.affine([(plan.row_stride, at)]), self.element)
-                tile_sums = fn.gep(sums, fn.affine([(split.size * plan.panel_width, loop.index)]), self.element)
                 tile_place = {**place} if row is None else {**place, row: at}
+                tile_sums = fn.gep(sums, fn.affine([(split.size * plan.panel_width, loop.index)]), self.element)
+                if kind == FINISH:
+                    self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
+                    continue
+                narrow = base if plan.row_table else fn.gep(base, fn.affine([(plan.row_stride, at)]), self.element)
                 operands = Operands(narrow, wide, tile_sums)
                 self.micro.call(fn, kind, Tile(size, vectors), columns, memory, operands, tile_place)
 

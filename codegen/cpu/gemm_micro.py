@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fusegraph.codegen.cpu.contract_epilogue import Epilogue, TilePlace, element_type
+from fusegraph.codegen.cpu.body import Position
+from fusegraph.codegen.cpu.contract_epilogue import Epilogue
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module
 from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.codegen.cpu.nest_ops import element_of
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 
-__all__ = ["ACCUMULATE", "FINISH", "WHOLE", "MicroKernels", "Operands", "Step", "TileMemory"]
+__all__ = ["ACCUMULATE", "START", "WHOLE", "MicroKernels", "Operands", "Step", "TileMemory"]
 
 WHOLE = "whole"  # sum from zero, then the epilogue
+START = "start"  # sum from zero into memory
 ACCUMULATE = "accumulate"  # add to the sums in memory
-FINISH = "finish"  # the epilogue on the sums in memory
 _UNROLLED = 5  # an innermost loop of at most so many steps is written out
 
 
@@ -65,7 +67,7 @@ class MicroKernels:
     ) -> None:  # fmt: skip
         self.module, self.loop, self.program, self.buffers = module, loop, program, tuple(buffers)
         self.row, self.column, self.lanes, self.exact = row, column, lanes, exact
-        self.element = element_type(loop.stages[0].reduces[0].dtype)
+        self.element = element_of(loop.stages[0].reduces[0].dtype)
 
     def call(
         self, fn: FunctionBuilder, kind: str, tile: Tile, columns: int, memory: TileMemory, operands: Operands,
@@ -75,35 +77,69 @@ class MicroKernels:
         name = f"{self.loop.name}_{kind}_{tile.rows}x{columns}"
         if not self.module.has_function(name):
             self._define(name, kind, tile, columns, memory)
-        args = [("ptr", f"%base{i}") for i in range(len(self.buffers))]
-        args += [("ptr", operands.narrow), ("ptr", operands.wide), ("ptr", operands.sums)]
-        fn.call("void", name, args + [("i64", coordinates[axis]) for axis in self.loop.space])
+        addresses = [("ptr", operands.narrow), ("ptr", operands.wide), ("ptr", operands.sums)]
+        fn.call("void", name, [*self._bases(), *addresses, *self._places(coordinates)])
+
+    def finish(self, fn: FunctionBuilder, rows: str, columns: int, sums: str, coordinates: Mapping[Axis, str]) -> None:
+        """Call the epilogue for `rows` (a number at run time) rows of sums in memory."""
+        name = f"{self.loop.name}_finish_{columns}"
+        if not self.module.has_function(name):
+            self._define_finish(name, columns)
+        fn.call("void", name, [*self._bases(), ("ptr", sums), ("i64", rows), *self._places(coordinates)])
+
+    def _bases(self) -> list[tuple[str, str]]:
+        return [("ptr", f"%base{i}") for i in range(len(self.buffers))]
+
+    def _places(self, coordinates: Mapping[Axis, str]) -> list[tuple[str, str]]:
+        return [("i64", coordinates[axis]) for axis in self.loop.space]
+
+    def _function(self, name: str, *params: str) -> FunctionBuilder:
+        bases = [f"ptr %base{i}" for i in range(len(self.buffers))]
+        places = [f"i64 %x{i}" for i in range(len(self.loop.space))]
+        return self.module.function(name, [*bases, *params, *places], attrs="noinline")
+
+    def _counts(self, columns: int) -> list[int]:
+        """Columns in each vector."""
+        return [min(self.lanes, columns - at) for at in range(0, columns, self.lanes)]
 
     def _define(self, name: str, kind: str, tile: Tile, columns: int, memory: TileMemory) -> None:
-        params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr %narrow", "ptr %wide", "ptr %sums"]
-        fn = self.module.function(name, params + [f"i64 %x{i}" for i in range(len(self.loop.space))], attrs="noinline")
-        counts = [self.lanes] * (tile.vectors - 1) + [columns - (tile.vectors - 1) * self.lanes]
+        fn = self._function(name, "ptr %narrow", "ptr %wide", "ptr %sums")
+        counts = self._counts(columns)
         ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
         places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * tile.vectors)]
-        sums = [ops.constant(0) if kind == WHOLE else ops.load(place) for place in places]
-        if kind != FINISH:
-            sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
-        if kind == ACCUMULATE:
+        sums = [ops.load(place) if kind == ACCUMULATE else ops.constant(0) for place in places]
+        sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
+        if kind != WHOLE:
             for value, place in zip(sums, places, strict=True):
                 ops.store(value, place)
-        else:
-            self._finish(fn, [sums[at : at + tile.vectors] for at in range(0, len(sums), tile.vectors)], counts)
+            return
+        epilogue = self._epilogue(fn, counts)
+        with epilogue.tile():
+            for row in range(tile.rows):
+                position = None if self.row is None else Position(self._row_number(), row)
+                epilogue.row(position, sums[row * tile.vectors : (row + 1) * tile.vectors])
+
+    def _define_finish(self, name: str, columns: int) -> None:
+        fn = self._function(name, "ptr %sums", "i64 %rows")
+        counts = self._counts(columns)
+        ops = VectorOps(fn, self.lanes, self.element)
+        epilogue = self._epilogue(fn, counts)
+        with epilogue.tile(), fn.loop(0, "%rows") as loop:
+            at = fn.gep("%sums", fn.affine([(len(counts) * self.lanes, loop.index)]), self.element)
+            sums = [ops.load(fn.gep(at, vector * self.lanes, self.element)) for vector in range(len(counts))]
+            position = None if self.row is None else Position(fn.affine([(1, self._row_number()), (1, loop.index)]))
+            epilogue.row(position, sums)
 
     def _row_number(self) -> str:
         return "0" if self.row is None else f"%x{self.loop.space.index(self.row)}"
 
-    def _finish(self, fn: FunctionBuilder, tile: Sequence[Sequence[str]], counts: Sequence[int]) -> None:
-        place = TilePlace({axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}, self.row, self.column)
+    def _epilogue(self, fn: FunctionBuilder, counts: Sequence[int]) -> Epilogue:
+        coordinates = {axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}
         pointers = {buffer: f"%base{i}" for i, buffer in enumerate(self.buffers)}
-        flags = "" if self.exact else "contract"
-        Epilogue(fn, self.module, self.program, pointers, place, self.lanes, flags, self.exact).run(
-            self.loop.stages[1:], tile, counts
-        )
+        return Epilogue(
+            fn, self.module, self.loop, self.program, pointers, coordinates, self.row, self.column, self.lanes, counts,
+            self.exact,
+        )  # fmt: skip
 
 
 class _Products:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
 from fusegraph.codegen.cpu.contract_plan import (
     Contraction,
     Operand,
@@ -26,6 +27,8 @@ __all__ = ["GemmPlan", "plan_gemm"]
 
 _MAX_TABLE = 4096  # entries of a table of row or column offsets
 _MAX_PANEL = 1 << 16  # elements of a packed panel; more do not stay in the cache
+
+_MAX_UNROLLED = 250  # instructions of an epilogue that is written out for every vector of a tile
 
 # Estimated cycles, measured on Zen 3 with 8 lanes.
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
@@ -82,6 +85,12 @@ class GemmPlan:
     def panels(self) -> int:
         """Panels along the column axis, the last one perhaps narrower."""
         return -(-self.found.column.extent // self.panel_width)
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether sums go through scratch: the sum is done in blocks, or the epilogue is too long to be unrolled."""
+        tile = self.tile.rows * self.tile.vectors
+        return bool(self.blocks) or epilogue_weight(self.found.loop.stages[1:]) * tile > _MAX_UNROLLED
 
     @property
     def tiles(self) -> int:

@@ -31,6 +31,12 @@ def canonical_loop(loop: Loop, buffers: Mapping[str, Buffer]) -> Loop:
     return _merge_axes(flat)
 
 
+def flat_stages(stages: Sequence[Stage], buffers: Mapping[str, Buffer]) -> tuple[Stage, ...]:
+    """Stages whose loads and stores have one index each, the element's number; their axes stay as they are."""
+    rewrite = _Flatten(buffers)
+    return tuple(_rewrite_stage(stage, rewrite) for stage in stages)
+
+
 def stage_roots(stage: Stage) -> list[Expr]:
     """Every expression that a stage evaluates: values, and what the indices of its stores read."""
     from fusegraph.ir.scalar import indirect_values
