@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import os
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.index import Index
 from fusegraph.ir.loops import Buffer, Guard, Loop, Program
 from fusegraph.ir.primitives import PRIMITIVES
+from fusegraph.ir.verify_loops import verify_program
 from fusegraph.passes.groups import NEW, Group, Refusal, Refused, loads, merge_siblings, merge_vertical, old_name, single
 from fusegraph.passes.inline import Inliner, reshaped
 from fusegraph.passes.roots import Root, RootMaker, base, choose_roots
@@ -57,6 +59,8 @@ def fuse(graph: Graph, merge: bool = True) -> tuple[Program, FusionReport]:
     _make_roots(state)
     groups = _merge_all(state, _Groups(state)) if merge else _Groups(state)
     program = _program(state, groups.ordered())
+    if os.environ.get("FUSEGRAPH_VERIFY") == "1":
+        verify_program(program)
     scalar.clear_interned()
     return program, state.report
 
