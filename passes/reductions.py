@@ -21,7 +21,7 @@ Found = Node | Value | None
 def sum_of_repeated(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """sum over repeated axes -> sum over the others, times the count"""
     (view,) = inputs
-    if view.op != "expand":
+    if view.op != "expand" or view.size == 0:
         return None
     shape = aligned(view.inputs[0].shape, view.ndim)
     repeated = {axis for axis in node.params["axes"] if shape[axis] == 1}

@@ -36,8 +36,9 @@ _SHARED = 4
 
 
 def _is_safe(value: float, dtype: np.dtype) -> bool:
-    """Whether a folded factor is neither infinite nor zero nor denormal: then the product rounds as the two did."""
-    return math.isfinite(value) and abs(value) >= np.finfo(dtype).tiny
+    """Whether a folded factor is neither NaN, infinite, zero nor denormal: then it rounds as other numbers do."""
+    limits = np.finfo(dtype)
+    return float(limits.tiny) <= abs(value) <= float(limits.max)
 
 
 def _scaled(build: RewriteBuilder, x: Node, scalar: Node) -> Node:

@@ -10,6 +10,8 @@ taken to be 0: s is a finite number.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, constant_value, rewrite, split_factor
 
@@ -18,55 +20,58 @@ Inputs = tuple[Node, ...]
 Found = Node | Value | None
 
 
-def _scatter_onto_zeros(build: RewriteBuilder, node: Node) -> tuple[Node, Node] | None:
-    """(index, updates) of a put_add or put_along_add onto zeros that nothing else reads."""
-    if node.op not in ("put_add", "put_along_add") or not build.is_single_use(node):
-        return None
-    base, index, updates = node.inputs
-    return (index, updates) if constant_value(base) == 0 else None
+def _scatters_onto_zeros(build: RewriteBuilder, node: Node) -> list[Node]:
+    """The scatters, first to last, that `node` is made of, when the first is onto zeros and nothing else reads them."""
+    chain: list[Node] = []
+    while node.op in ("put_add", "put_along_add") and build.is_single_use(node):
+        chain.append(node)
+        node = node.inputs[0]
+    return chain[::-1] if constant_value(node) == 0 else []
+
+
+def _again(build: RewriteBuilder, chain: list[Node], base: Node, change: Callable[[Node], Node] = lambda u: u) -> Node:
+    """The scatters of `chain` onto `base`, with changed updates."""
+    for scatter in chain:
+        _, index, updates = scatter.inputs
+        base = build.add(scatter.op, (base, index, change(updates)), scatter.params)
+    return base
 
 
 @SPARSE.on("mul")
 def scaled_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """put_add(0, i, u) * s -> put_add(0, i, u * s)"""
     parts = split_factor(node)
-    found = _scatter_onto_zeros(build, parts[0]) if parts else None
-    if parts is None or found is None:
+    chain = _scatters_onto_zeros(build, parts[0]) if parts else []
+    if parts is None or not chain:
         return None
-    scatter, scalar = parts
-    index, updates = found
-    scaled = build.add("mul", (updates, build.expand(scalar, updates.shape)))
-    return build.add(scatter.op, (scatter.inputs[0], index, scaled), scatter.params)
+
+    def scaled(updates: Node) -> Node:
+        return build.add("mul", (updates, build.expand(parts[1], updates.shape)))
+    return _again(build, chain, chain[0].inputs[0], scaled)
 
 
 @SPARSE.on("neg")
 def negated_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """-put_add(0, i, u) -> put_add(0, i, -u)"""
-    found = _scatter_onto_zeros(build, inputs[0])
-    if found is None:
-        return None
-    scatter = inputs[0]
-    return build.add(scatter.op, (scatter.inputs[0], found[0], build.add("neg", (found[1],))), scatter.params)
+    chain = _scatters_onto_zeros(build, inputs[0])
+    return _again(build, chain, chain[0].inputs[0], lambda u: build.add("neg", (u,))) if chain else None
 
 
 @SPARSE.on("add")
 def added_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """x + put_add(0, i, u) -> put_add(x, i, u)"""
     for x, scatter in (inputs, inputs[::-1]):
-        found = _scatter_onto_zeros(build, scatter)
-        if found is not None:
-            return build.add(scatter.op, (x, *found), scatter.params)
+        chain = _scatters_onto_zeros(build, scatter)
+        if chain:
+            return _again(build, chain, x)
     return None
 
 
 @SPARSE.on("sub")
 def subtracted_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """x - put_add(0, i, u) -> put_add(x, i, -u)"""
-    x, scatter = inputs
-    found = _scatter_onto_zeros(build, scatter)
-    if found is None:
-        return None
-    return build.add(scatter.op, (x, found[0], build.add("neg", (found[1],))), scatter.params)
+    chain = _scatters_onto_zeros(build, inputs[1])
+    return _again(build, chain, inputs[0], lambda u: build.add("neg", (u,))) if chain else None
 
 
 def sparse(graph: Graph) -> Graph:
