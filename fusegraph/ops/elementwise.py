@@ -402,9 +402,11 @@ def relu(x: Operand) -> Tensor:
 def softplus(x: Operand, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta x)) / beta, without overflow; x itself where beta x > threshold (as PyTorch)."""
     x = as_tensor(x)
-    scaled = mul(x, beta)
-    bounded = minimum(scaled, threshold)
-    return where(gt(scaled, threshold), x, div(add(maximum(bounded, 0.0), log1p(exp(neg(abs(bounded))))), beta))
+    scaled = x if beta == 1.0 else mul(x, beta)
+    far = gt(scaled, threshold)
+    near = where(far, 0.0, scaled)
+    smooth = add(maximum(near, 0.0), log1p(exp(neg(abs(near)))))
+    return where(far, x, smooth if beta == 1.0 else div(smooth, beta))
 
 
 def isnan(x: Operand) -> Tensor:
