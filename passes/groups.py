@@ -144,6 +144,11 @@ def _match(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> dict[Axis,
                     rename[y] = x
                 elif space_turn:
                     raise Refused("the consumer reads other points than the producer's own")
+    mapping = {y: Index.of(x) for y, x in rename.items()}
+    for root, load in reads:
+        reshaped = any(part.axis is None and not part.is_constant for part in root.index)
+        if reshaped and tuple(part.substitute(mapping) for part in load.index) != root.index:
+            raise Refused("the consumer reads other points than the producer's own, which a reshape has renumbered")
     return rename
 
 

@@ -193,15 +193,17 @@ def _store(plan: _Plan, root: Root, value: Expr) -> Store:
 
 
 def _local(plan: _Plan, root: Root) -> Buffer:
-    inner = inner_axes(root, plan.group.space)
     if root.buffer not in plan.locals:
-        plan.locals[root.buffer] = Buffer(f"{root.buffer}_row", tuple(axis.extent for axis in inner), root.node.dtype, "local")
+        kept = _local_index(plan, root, tuple(map(Index, root.node.shape)))
+        plan.locals[root.buffer] = Buffer(f"{root.buffer}_row", tuple(extent.constant for extent in kept), root.node.dtype, "local")
     return plan.locals[root.buffer]
 
 
 def _local_index(plan: _Plan, root: Root, index: tuple[Index, ...]) -> tuple[Index, ...]:
+    """The coordinates of `index` that the local copy of a root has: those of inner axes (all, where axes stand in sums)."""
     inner = inner_axes(root, plan.group.space)
-    return tuple(index[next(i for i, part in enumerate(root.index) if part.axis == axis)] for axis in inner)
+    place = {part.axis: i for i, part in enumerate(root.index)}
+    return tuple(index[place[axis]] for axis in inner) if all(axis in place for axis in inner) else index
 
 
 def _same_register(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
