@@ -9,10 +9,10 @@ stride - 1 zeros between the elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fusegraph.codegen.cpu.contract_plan import Operand, extent_of
+from fusegraph.codegen.cpu.contract_plan import Operand
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.ir.index import Axis, Index
@@ -67,6 +67,11 @@ class Staging:
         """Size of the copy with the slack behind it."""
         return math.prod(dimension.extent for dimension in self.dimensions) + _SLACK
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether the innermost elements lie side by side in the source."""
+        return self.dimensions[-1].stride == 1 and self.dimensions[-1].step == 1
+
     def operand(self) -> Operand:
         """The operand as it stands in the copy."""
         flat = Index()
@@ -95,6 +100,18 @@ def plan_staging(operand: Operand, program: Program, apart: Iterable[Axis]) -> S
         else:
             dimensions.append(Dimension(Index.of(atom), 0, atom.extent, factor, 1, 0, atom.extent))
     staging = _laid_out(Staging(operand.buffer, free, tuple(dimensions)))
+    return staging if staging.elements <= _MAX_ELEMENTS else None
+
+
+def staged_in_order(operand: Operand, axes: Sequence[Axis]) -> Staging | None:
+    """A copy of an unmasked affine operand with `axes` in this order, the last one innermost; None if it is too large."""
+    dimensions, rest, pitch = [], operand.flat, 1
+    for axis in reversed(axes):
+        stride = operand.stride(axis)
+        dimensions.append(Dimension(Index.of(axis), 0, axis.extent, stride, 1, 0, axis.extent, pitch))
+        rest = rest - Index.of(axis) * stride
+        pitch *= axis.extent
+    staging = Staging(operand.buffer, rest, tuple(reversed(dimensions)))
     return staging if staging.elements <= _MAX_ELEMENTS else None
 
 
@@ -187,6 +204,9 @@ class Stager:
             return
         at_source = fn.gep(source, first * dimension.stride, self.element)
         at_copy = fn.gep(copy, (first * dimension.step - dimension.low) * dimension.pitch, self.element)
+        if depth == len(self.staging.dimensions) - 2 and self._is_transposed(depth):
+            self._transpose(fn, dimension, self.staging.dimensions[-1], source, copy)
+            return
         if depth == len(self.staging.dimensions) - 1:
             self._elements(fn, last - first, dimension, at_source, at_copy)
             return
@@ -194,6 +214,44 @@ class Stager:
             inner_source = fn.gep(at_source, fn.affine([(dimension.stride, loop.index)]), self.element)
             inner_copy = fn.gep(at_copy, fn.affine([(dimension.step * dimension.pitch, loop.index)]), self.element)
             self._fill(fn, depth + 1, inner_source, inner_copy)
+
+    def _is_transposed(self, depth: int) -> bool:
+        """Whether the last two dimensions are a whole matrix whose columns lie side by side in the source."""
+        outer, inner = self.staging.dimensions[depth:]
+        whole = all(d.step == 1 and d.low == 0 and d.inside == (0, d.extent) for d in (outer, inner))
+        return whole and outer.stride == 1 and inner.stride != 1
+
+    def _transpose(self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str) -> None:
+        """Squares of lanes x lanes are transposed in registers."""
+        lanes = self.lanes
+
+        def squares(first: str | int, rows: int) -> None:
+            for start, count in _pieces(inner.extent, lanes):
+                if count == lanes and start == 0:
+                    with fn.loop(0, inner.extent // lanes * lanes, lanes) as loop:
+                        self._square(fn, outer, inner, source, copy, first, rows, loop.index, lanes)
+                elif count < lanes:
+                    self._square(fn, outer, inner, source, copy, first, rows, start, count)
+
+        whole = outer.extent // lanes * lanes
+        if whole:
+            with fn.loop(0, whole, lanes) as loop:
+                squares(loop.index, lanes)
+        if outer.extent > whole:
+            squares(whole, outer.extent - whole)
+
+    def _square(
+        self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int, rows: int,
+        start: str | int, columns: int,
+    ) -> None:  # fmt: skip
+        """Rows first .. of the copy, elements start .. of each."""
+        ops = VectorOps(fn, self.lanes, self.element)
+        at_source = fn.gep(source, fn.affine([(1, first), (inner.stride, start)]), self.element)
+        at_copy = fn.gep(copy, fn.affine([(outer.pitch, first), (1, start)]), self.element)
+        read = [ops.load_first(fn.gep(at_source, k * inner.stride, self.element), rows) if k < columns else ops.constant(0)
+                for k in range(self.lanes)]  # fmt: skip
+        for row, values in enumerate(ops.transpose(read)[:rows]):
+            ops.store_first(values, fn.gep(at_copy, row * outer.pitch, self.element), columns)
 
     def _elements(self, fn: FunctionBuilder, count: int, dimension: Dimension, source: str, copy: str) -> None:
         if dimension.stride != 1 or dimension.step != 1:
@@ -222,6 +280,5 @@ class Stager:
             body(ops, whole, count - whole)
 
 
-def copied_elements(staging: Staging, outer: Iterable[Axis]) -> int:
-    """Elements that are written when the copy is made for every point of the staging's axes among `outer`."""
-    return staging.elements * extent_of(axis for axis in outer if axis in staging.axes)
+def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(size, extent - start)) for start in range(0, extent, size)]

@@ -5,6 +5,7 @@ Every sensible plan is made and its time estimated in cycles; the cheapest one i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
@@ -17,7 +18,7 @@ from fusegraph.codegen.cpu.contract_plan import (
     roles,
     store_indices,
 )
-from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging
+from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging, staged_in_order
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis
@@ -30,11 +31,14 @@ _MAX_PANEL = 1 << 16  # elements of a packed panel; more do not stay in the cach
 
 _MAX_UNROLLED = 250  # instructions of an epilogue that is written out for every vector of a tile
 
+_LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, ways
+
 # Estimated cycles, measured on Zen 3 with 8 lanes.
+_NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
 _STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
 _CALL = 25.0  # for each tile
-_STAGE = 0.4  # for each element
+_STAGE, _STAGE_STRIDED = 0.4, 1.0  # for each element
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ class GemmPlan:
         found, outer = self.found, extent_of(self.outer)
         rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
         vectors = -(-found.column.extent // self.lanes)
+        per_tile = self._misses(found.narrow, self.narrow_copy, _NARROW_MISS)
+        if self.source is None:
+            per_tile += self._misses(found.wide, self.wide_copy, _WIDE_MISS)
         total = outer * rows * depth * tile_cost(self.tile, self.row_extent, vectors)
+        total += outer * depth * self.panels * self.tiles * per_tile
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
@@ -111,8 +119,18 @@ class GemmPlan:
         for copy in (self.narrow_copy, self.wide_copy):
             if copy is not None:
                 repeated = self.panels if copy.axes & set(self.blocks) else 1
-                total += copy.elements * extent_of(copy.axes) * repeated * _STAGE
+                total += copy.elements * extent_of(copy.axes) * repeated * (_STAGE if copy.contiguous else _STAGE_STRIDED)
         return total
+
+
+    def _misses(self, operand: Operand, copy: Staging | None, cycles: float) -> float:
+        """Extra cycles for a step of the sum if the lines that a tile reads do not stay in the first-level cache."""
+        size = self.found.reduce.dtype.itemsize
+        strides = [abs(operand.stride(axis)) * size for axis in self.sums]
+        if copy is not None or not strides or min(strides) < _LINE:
+            return 0.0
+        sets = _SETS if strides[-1] % _LINE else _SETS // math.gcd(strides[-1] // _LINE, _SETS)
+        return cycles if extent_of(self.sums) > sets * _WAYS else 0.0
 
 
 def _pack_cost(source: PanelSource, lanes: int) -> float:
@@ -187,25 +205,37 @@ def _plans(
     if layout is None:
         return []
     row, row_stride, row_table, column_table = layout
-    copied = {axis for copy in (narrow_copy, wide_copy) if copy is not None for axis in copy.axes}
     outer = (*found.shared, *(axis for axis in found.columns if axis is not found.column))
-    outer = tuple(sorted(outer, key=lambda axis: axis not in copied))
     # the axis with the smallest stride innermost; exact results keep the order of the loop
     sums = found.sums if exact else tuple(sorted(found.sums, key=lambda axis: -abs(found.wide.stride(axis))))
     if exact and blocks != found.loop.stages[0].reduce_axes[: len(blocks)]:
         return []
-    source = None
-    if column_table or found.wide.stride(found.column) != 1:
-        steps = tuple((axis.extent, found.wide.stride(axis)) for axis in sums)
-        source = PanelSource(found.wide.stride(found.column), column_table, steps)
+    steps = tuple((axis.extent, found.wide.stride(axis)) for axis in sums)
+    source = PanelSource(found.wide.stride(found.column), column_table, steps)
+    sources = [source] if column_table or source.column_stride != 1 else [None, source]
     lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
     outer_rows = tuple(axis for axis in found.rows if axis is not row)
     contiguous = all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program))
+    operands: list[tuple[Operand, Staging | None]] = [(found.narrow, narrow_copy)]
+    if narrow_copy is None and row is not None and row_stride == 1 and not blocks:
+        operands += _transposed(found.narrow, row, sums)
     plans = []
-    for tile in tiles(1 if row is None else row.extent, found.column.extent, lanes, 32 if vector_bits == 512 else 16):
-        plans.append(GemmPlan(found, program, lanes, tile, row, outer_rows, outer, blocks, sums, narrow_copy, wide_copy,
-                              row_stride, row_table, source, contiguous))  # fmt: skip
+    for narrow, copy in operands:
+        for tile in tiles(1 if row is None else row.extent, found.column.extent, lanes, 32 if vector_bits == 512 else 16):
+            for panels in sources:
+                copied = {axis for staging in (copy, wide_copy) if staging is not None for axis in staging.axes}
+                ordered = tuple(sorted(outer, key=lambda axis: axis not in copied))
+                plans.append(GemmPlan(
+                    replace(found, narrow=narrow), program, lanes, tile, row, outer_rows, ordered, blocks, sums, copy, wide_copy,
+                    narrow.stride(row), row_table, panels, contiguous,
+                ))  # fmt: skip
     return plans
+
+
+def _transposed(narrow: Operand, row: Axis, sums: tuple[Axis, ...]) -> list[tuple[Operand, Staging]]:
+    """The narrow operand copied so that its rows are apart and the sum runs along memory."""
+    staging = staged_in_order(narrow, (row, *sums))
+    return [] if staging is None else [(staging.operand(), staging)]
 
 
 def _layout(found: Contraction, plain_columns: bool) -> tuple[Axis | None, int, tuple[int, ...], tuple[int, ...]] | None:
