@@ -320,7 +320,8 @@ class GraphMaker:
 
     def finish(self) -> Graph:
         """Outputs and updates."""
-        outputs = [self.node() for _ in range(int(self.rng.integers(1, 4)))]
+        many = self.chance(0.3)  # every output is a value in memory: more kernels, and more ways to merge them
+        outputs = [self.pick(self.pool) if many else self.node() for _ in range(int(self.rng.integers(1, 12 if many else 4)))]
         if self.chance(0.15):
             outputs.append(self.pick(outputs))
         if self.chance(0.15):
@@ -362,9 +363,103 @@ class GraphMaker:
         return self.add(self.pick(["sub", "add", "mul", "maximum"]), [old, self.beside(old.shape)])
 
 
+class RowMaker(GraphMaker):
+    """Graphs of values that share their axes: maps, reductions over some axes, and broadcasts back, as in norms and softmax.
+
+    Nearly everything fuses here, so that the rules about stages, accumulators and values kept a row are put to the test.
+    """
+
+    def __init__(self, seed: int, exact: bool) -> None:
+        super().__init__(seed, exact)
+        equal = self.chance(0.4)  # axes of one extent are told apart by their place only
+        extents = [int(n) for n in self.rng.integers(1 if self.chance(0.2) else 2, 5, 3)]
+        self.full_shape = tuple(extents[0] if equal else n for n in extents[:int(self.rng.integers(2, 4))])
+
+    def axes_of(self, x: Node) -> tuple[int, ...]:
+        """Which of the full shape's axes `x` has (its axes stand in that order)."""
+        return self.have[x]
+
+    def put(self, node: Node, axes: tuple[int, ...]) -> None:
+        """Remember a value."""
+        if node not in self.have:
+            self.have[node] = axes
+            self.pool.append(node)
+
+    def spread(self, x: Node, axes: tuple[int, ...]) -> Node:
+        """`x` repeated over `axes`, which hold its own."""
+        kept = tuple(self.full_shape[a] if a in self.have[x] else 1 for a in axes)
+        shape = tuple(self.full_shape[a] for a in axes)
+        x = x if x.shape == kept else self.add("reshape", [x], shape=kept)
+        return x if x.shape == shape else self.add("expand", [x], shape=shape)
+
+    def step(self) -> None:
+        """One more value."""
+        kind = self.rng.random()
+        x = self.node()
+        mine = self.have[x]
+        if kind < 0.25 and mine:
+            gone = tuple(i for i in range(len(mine)) if self.chance(0.4)) or (int(self.rng.integers(len(mine))),)
+            op = self.pick(["sum", "max", "min", "sum"])
+            made = self.add(op, [x], axes=gone)
+            self.put(self.tame(made) if op == "sum" else made, tuple(a for i, a in enumerate(mine) if i not in gone))
+        elif kind < 0.4:
+            op = self.pick(_EXACT_MAPS if self.exact else ("exp", "tanh", "sin", "abs", "relu"))
+            self.put(self.add(op, [self.tame(x) if op == "exp" else x]), mine)
+        elif kind < 0.5 and len(mine) >= 2 and len({self.full_shape[a] for a in mine}) < len(mine):
+            self.put(self.swapped(x), mine)
+        elif kind < 0.56:
+            flat = self.add("reshape", [x], shape=(x.size,))
+            self.put(self.add("reshape", [self.add(self.pick(_EXACT_MAPS), [flat])], shape=x.shape), mine)
+        elif kind < 0.62 and mine:
+            flipped = tuple(-1 if self.chance(0.5) else 1 for _ in mine)
+            start = tuple(n - 1 if s < 0 else 0 for n, s in zip(x.shape, flipped, strict=True))
+            self.put(self.add("slice", [x], start=start, size=x.shape, step=flipped), mine)
+        elif kind < 0.67 and mine:
+            axis = int(self.rng.integers(len(mine)))
+            index = self.add("expand", [self.add("reshape", [self.add("argmax", [x], axes=(axis,))],
+                                                 shape=(*x.shape[:axis], 1, *x.shape[axis + 1:]))], shape=x.shape)
+            self.put(self.add("take_along", [self.pick([n for n in self.pool if n.shape == x.shape]), index], axis=axis), mine)
+        else:
+            y = self.node()
+            axes = tuple(sorted(set(mine) | set(self.have[y])))
+            self.put(self.add(self.pick(["add", "sub", "maximum", "mul"]), [self.tame(self.spread(x, axes)), self.spread(y, axes)]), axes)
+
+    def swapped(self, x: Node) -> Node:
+        """`x` with two axes of one extent exchanged."""
+        pairs = [(i, j) for i in range(x.ndim) for j in range(i) if x.shape[i] == x.shape[j]]
+        i, j = self.pick(pairs)
+        order = list(range(x.ndim))
+        order[i], order[j] = j, i
+        return self.add("permute", [x], axes=tuple(order))
+
+    def make(self, steps: int) -> Graph:
+        """A graph of about `steps` operations."""
+        self.have: dict[Node, tuple[int, ...]] = {}
+        rank = len(self.full_shape)
+        for number in range(int(self.rng.integers(1, 4))):
+            axes = tuple(range(rank)) if number == 0 else tuple(i for i in range(rank) if self.chance(0.6))
+            self.put(self.build.input(f"x{number}", tuple(self.full_shape[i] for i in axes), float64), axes)
+        for _ in range(steps):
+            self.step()
+        return self.finish()
+
+    def new_value(self, old: Node, states: Sequence[Node]) -> Node:
+        """What `old` is overwritten with."""
+        fits = [n for n in self.pool if n.shape == old.shape]
+        kind = self.rng.random()
+        if kind < 0.2:
+            return self.pick(fits)
+        smaller = [n for n in self.pool if n in self.have and set(self.have[n]) <= set(self.have[old])]
+        new = self.add(self.pick(["sub", "add", "maximum"]), [old, self.spread(self.pick(smaller), self.have[old])])
+        self.put(new, self.have[old])
+        for _ in range(int(self.rng.integers(0, 3))):  # readers of the new value
+            self.step()
+        return new
+
+
 def random_graph(seed: int, steps: int | None = None) -> Graph:
     """A graph that `seed` names; even seeds give "exact" ones."""
-    maker = GraphMaker(seed, exact=seed % 2 == 0)
+    maker = (RowMaker if seed % 5 < 2 else GraphMaker)(seed, exact=seed % 2 == 0)
     return maker.make(int(maker.rng.integers(2, 14)) if steps is None else steps)
 
 
