@@ -22,7 +22,7 @@ from fusegraph.ir.scalar import Bound, Divides
 __all__ = ["Dimension", "Staging", "plan_staging"]
 
 _SLACK = 64  # elements behind the copy that whole vectors may read
-_MAX_ELEMENTS = 1 << 20
+_MAX_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,17 @@ class _Emitter:
         """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
         plan, element = self.plan, element_bytes(self.element)
         panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
-        sums = plan.tiles * plan.row_split.size * plan.panel_width * element if plan.keeps_sums else 0
+        sums = plan.tiles * plan.row_split.size * self._padded_width() * element if plan.keeps_sums else 0
         sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
         self.offsets, at = [], 0
         for size in sizes:
             self.offsets.append(at // element)
             at += -(-size // 64) * 64
         self.scratch_bytes = at
+
+    def _padded_width(self) -> int:
+        """Elements of a row of sums: whole vectors."""
+        return -(-self.plan.panel_width // self.plan.lanes) * self.plan.lanes
 
     def emit(self) -> EmittedKernel:
         params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr noalias %scratch", "i64 %tid", "i64 %nt"]
@@ -164,7 +168,7 @@ class _Emitter:
             self._tiles(fn, kind, place, columns, wide, self.sums, first, last)
             return
         count = self.plan.row_split.count
-        block = count * self.plan.row_split.size * self.plan.panel_width
+        block = count * self.plan.row_split.size * self._padded_width()
 
         def rows(part: str, low: str, high: str) -> None:
             sums = fn.gep(self.sums, fn.affine([(block, part)]), self.element)
@@ -187,7 +191,7 @@ class _Emitter:
             with fn.loop(start, end) as loop:
                 at = fn.affine([(size, loop.index)], split.start(size))
                 tile_place = {**place} if row is None else {**place, row: at}
-                tile_sums = fn.gep(sums, fn.affine([(split.size * plan.panel_width, loop.index)]), self.element)
+                tile_sums = fn.gep(sums, fn.affine([(split.size * self._padded_width(), loop.index)]), self.element)
                 if kind == FINISH:
                     self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
                     continue
@@ -202,7 +206,10 @@ class _Emitter:
             steps.append(Step(axis.extent, narrow.stride(axis), panel_step if self.packer else wide.stride(axis)))
             panel_step *= axis.extent
         whole = self.packer is not None or self.wide_stager is not None
-        return TileMemory(self.plan.row_stride, self.row_table, tuple(reversed(steps)), whole)
+        column_stride = wide.stride(self.found.column)
+        return TileMemory(
+            self.plan.row_stride, self.row_table, tuple(reversed(steps)), whole, self.plan.dot, column_stride
+        )
 
     def _address(self, fn: FunctionBuilder, operand: Operand, stager: Stager | None, place: Mapping[Axis, str]) -> str:
         """Address of the operand's element at `place`, zero along every other axis."""

@@ -41,12 +41,16 @@ class TileMemory:
 
     row_table  name of a global with the offset of each row of the narrow operand, or "" where row_stride says it
     whole      whole vectors of the wide operand may be read past the tile's own columns
+    dot        vectors run along the sum, with a vector of partial sums for each element of the output; columns of the
+               wide operand are column_stride apart
     """
 
     row_stride: int
     row_table: str
     steps: tuple[Step, ...]
     whole: bool
+    dot: bool = False
+    column_stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,10 @@ class MicroKernels:
         ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
         places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * tile.vectors)]
         sums = [ops.load(place) if kind == ACCUMULATE else ops.constant(0) for place in places]
-        sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
+        if memory.dot:
+            sums = _Dots(ops, tile, columns, memory, self._row_number()).sum(sums)
+        else:
+            sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
         if kind != WHOLE:
             for value, place in zip(sums, places, strict=True):
                 ops.store(value, place)
@@ -149,12 +156,7 @@ class _Products:
         self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, row_number: str, exact: bool
     ) -> None:
         self.ops, self.fn, self.tile, self.counts, self.memory, self.exact = ops, ops.fn, tile, counts, memory, exact
-        self.rows = [self._row(row, row_number) for row in range(tile.rows)] if memory.row_table else []
-
-    def _row(self, row: int, row_number: str) -> str:
-        """Address of a row of the narrow operand that its table places."""
-        slot = self.fn.gep(f"@{self.memory.row_table}", self.fn.affine([(1, row_number)], row), "i64")
-        return self.fn.gep("%narrow", self.fn.load("i64", slot), self.ops.element)
+        self.rows = _row_addresses(ops, tile.rows, memory, row_number) if memory.row_table else []
 
     def sum(self, sums: list[str]) -> list[str]:
         """Add the products of all steps to `sums`."""
@@ -197,3 +199,83 @@ class _Products:
 
     def _add_product(self, total: str, factor: str, values: str) -> str:
         return self.ops.add(total, self.ops.mul(factor, values)) if self.exact else self.ops.fma(factor, values, total)
+
+
+def _row_addresses(ops: VectorOps, rows: int, memory: TileMemory, row_number: str) -> list[str]:
+    """Address of each row of the narrow operand."""
+    fn, addresses = ops.fn, []
+    for row in range(rows):
+        if memory.row_table:
+            slot = fn.gep(f"@{memory.row_table}", fn.affine([(1, row_number)], row), "i64")
+            addresses.append(fn.gep("%narrow", fn.load("i64", slot), ops.element))
+        else:
+            addresses.append(fn.gep("%narrow", row * memory.row_stride, ops.element))
+    return addresses
+
+
+class _Dots:
+    """The sums of one tile as dot products: both operands are read in vectors along the innermost loop of the sum."""
+
+    def __init__(self, ops: VectorOps, tile: Tile, columns: int, memory: TileMemory, row_number: str) -> None:
+        self.ops, self.fn, self.columns, self.memory = ops, ops.fn, columns, memory
+        self.rows = _row_addresses(ops, tile.rows, memory, row_number)
+
+    def sum(self, sums: list[str]) -> list[str]:
+        """Add the products of all steps to `sums`, one vector of columns for each row."""
+        partial = [self.ops.constant(0)] * (len(self.rows) * self.columns)
+        partial = self._nest(self.memory.steps, "0", "0", partial)
+        out = []
+        for row, total in enumerate(sums):
+            part = partial[row * self.columns : (row + 1) * self.columns]
+            out.append(self.ops.add(total, self._across(part)))
+        return out
+
+    def _across(self, columns: Sequence[str]) -> str:
+        """Lane c: the sum of all lanes of vector c."""
+        filled = [*columns, *([self.ops.constant(0)] * (self.ops.lanes - len(columns)))]
+        parts = self.ops.transpose(filled)
+        while len(parts) > 1:
+            parts = [self.ops.add(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    def _nest(self, steps: Sequence[Step], narrow: str, wide: str, partial: list[str]) -> list[str]:
+        """`narrow`, `wide`: offsets of the current step."""
+        fn, lanes = self.fn, self.ops.lanes
+        step, *inner = steps
+        if inner:
+            with self._loop(0, step.extent, 1, partial) as loop:
+                at = fn.affine([(1, narrow), (step.narrow, loop.index)])
+                at_wide = fn.affine([(1, wide), (step.wide, loop.index)])
+                loop.next(*self._nest(inner, at, at_wide, loop.phis))
+            return loop.results
+        whole = step.extent // lanes * lanes
+        if whole > 4 * lanes:
+            with self._loop(0, whole, lanes, partial) as loop:
+                at, at_wide = fn.affine([(1, narrow), (1, loop.index)]), fn.affine([(1, wide), (1, loop.index)])
+                loop.next(*self._products(at, at_wide, lanes, loop.phis))
+            partial = loop.results
+        else:
+            for k in range(0, whole, lanes):
+                partial = self._products(fn.affine([(1, narrow)], k), fn.affine([(1, wide)], k), lanes, partial)
+        if whole < step.extent:
+            at, at_wide = fn.affine([(1, narrow)], whole), fn.affine([(1, wide)], whole)
+            partial = self._products(at, at_wide, step.extent - whole, partial)
+        return partial
+
+    def _loop(self, low: int, high: int, step: int, partial: list[str]):  # type: ignore[no-untyped-def]
+        return self.fn.loop(low, high, step, carried=[(self.ops.type, value) for value in partial])
+
+    def _products(self, narrow: str, wide: str, count: int, partial: list[str]) -> list[str]:
+        """`count` steps from these offsets on, in the lanes of one vector."""
+        ops, fn, out = self.ops, self.fn, list(partial)
+        base = fn.gep("%wide", wide, ops.element)
+        columns = [
+            ops.load_first(fn.gep(base, column * self.memory.column_stride, ops.element), count)
+            for column in range(self.columns)
+        ]
+        for row, address in enumerate(self.rows):
+            factors = ops.load_first(fn.gep(address, narrow, ops.element), count)
+            for column, values in enumerate(columns):
+                at = row * self.columns + column
+                out[at] = ops.fma(factors, values, out[at])
+        return out

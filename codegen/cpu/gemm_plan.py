@@ -20,7 +20,7 @@ from fusegraph.codegen.cpu.contract_plan import (
 )
 from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging, staged_in_order
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
-from fusegraph.codegen.cpu.gemm_tile import Split, Tile, even_split, tile_cost, tiles
+from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 
@@ -52,6 +52,7 @@ class GemmPlan:
     row_table     offset of each row in the narrow operand, empty where row_stride says it
     source        how panels of the wide operand are packed; None: it is read in place
     contiguous    columns are neighbours in the output
+    dot           vectors run along the sum; the tile is one of rows x columns dot products
     """
 
     found: Contraction
@@ -69,6 +70,7 @@ class GemmPlan:
     row_table: tuple[int, ...]
     source: PanelSource | None
     contiguous: bool
+    dot: bool
 
     @property
     def row_extent(self) -> int:
@@ -83,7 +85,7 @@ class GemmPlan:
     @property
     def panel_width(self) -> int:
         """Columns of a whole panel."""
-        return self.tile.vectors * self.lanes
+        return self.tile.vectors if self.dot else self.tile.vectors * self.lanes
 
     @property
     def panels(self) -> int:
@@ -93,7 +95,7 @@ class GemmPlan:
     @property
     def keeps_sums(self) -> bool:
         """Whether sums go through scratch: the sum is done in blocks, or the epilogue is too long to be unrolled."""
-        tile = self.tile.rows * self.tile.vectors
+        tile = self.tile.rows * (1 if self.dot else self.tile.vectors)
         return bool(self.blocks) or epilogue_weight(self.found.loop.stages[1:]) * tile > _MAX_UNROLLED
 
     @property
@@ -107,11 +109,8 @@ class GemmPlan:
         found, outer = self.found, extent_of(self.outer)
         rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
         vectors = -(-found.column.extent // self.lanes)
-        per_tile = self._misses(found.narrow, self.narrow_copy, _NARROW_MISS)
-        if self.source is None:
-            per_tile += self._misses(found.wide, self.wide_copy, _WIDE_MISS)
-        total = outer * rows * depth * tile_cost(self.tile, self.row_extent, vectors)
-        total += outer * depth * self.panels * self.tiles * per_tile
+        total = outer * rows * (self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors))
+        total += outer * depth * self.panels * self.tiles * self._miss_cycles()
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
@@ -119,9 +118,21 @@ class GemmPlan:
         for copy in (self.narrow_copy, self.wide_copy):
             if copy is not None:
                 repeated = self.panels if copy.axes & set(self.blocks) else 1
-                total += copy.elements * extent_of(copy.axes) * repeated * (_STAGE if copy.contiguous else _STAGE_STRIDED)
+                each = _STAGE if copy.contiguous else _STAGE_STRIDED
+                total += copy.elements * extent_of(copy.axes) * repeated * each
         return total
 
+    def _dot_cycles(self) -> float:
+        step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes)
+        steps = extent_of(self.sums[:-1]) * -(-self.sums[-1].extent // self.lanes)
+        return extent_of(self.blocks) * (steps * step + last)
+
+    def _miss_cycles(self) -> float:
+        """Extra cycles for each step of the sum of a tile."""
+        if self.dot:
+            return 0.0
+        wide = self._misses(self.found.wide, self.wide_copy, _WIDE_MISS) if self.source is None else 0.0
+        return wide + self._misses(self.found.narrow, self.narrow_copy, _NARROW_MISS)
 
     def _misses(self, operand: Operand, copy: Staging | None, cycles: float) -> float:
         """Extra cycles for a step of the sum if the lines that a tile reads do not stay in the first-level cache."""
@@ -219,16 +230,22 @@ def _plans(
     operands: list[tuple[Operand, Staging | None]] = [(found.narrow, narrow_copy)]
     if narrow_copy is None and row is not None and row_stride == 1 and not blocks:
         operands += _transposed(found.narrow, row, sums)
+    registers = 32 if vector_bits == 512 else 16
+    rows, columns = 1 if row is None else row.extent, found.column.extent
+    choices: list[tuple[Operand, Staging | None, PanelSource | None, Tile, bool]] = [
+        (*operand, panels, tile, False)
+        for operand in operands for panels in sources for tile in tiles(rows, columns, lanes, registers)
+    ]  # fmt: skip
+    if not exact and not column_table and sums and found.narrow.stride(sums[-1]) == found.wide.stride(sums[-1]) == 1:
+        choices += [(*operands[0], None, tile, True) for tile in dot_tiles(rows, columns, lanes, registers)]
     plans = []
-    for narrow, copy in operands:
-        for tile in tiles(1 if row is None else row.extent, found.column.extent, lanes, 32 if vector_bits == 512 else 16):
-            for panels in sources:
-                copied = {axis for staging in (copy, wide_copy) if staging is not None for axis in staging.axes}
-                ordered = tuple(sorted(outer, key=lambda axis: axis not in copied))
-                plans.append(GemmPlan(
-                    replace(found, narrow=narrow), program, lanes, tile, row, outer_rows, ordered, blocks, sums, copy, wide_copy,
-                    narrow.stride(row), row_table, panels, contiguous,
-                ))  # fmt: skip
+    for narrow, copy, panels, tile, dot in choices:
+        copied = {axis for staging in (copy, wide_copy) if staging is not None for axis in staging.axes}
+        plans.append(GemmPlan(
+            replace(found, narrow=narrow), program, lanes, tile, row, outer_rows,
+            tuple(sorted(outer, key=lambda axis: axis not in copied)), blocks, sums, copy, wide_copy, narrow.stride(row),
+            row_table, panels, contiguous, dot,
+        ))  # fmt: skip
     return plans
 
 

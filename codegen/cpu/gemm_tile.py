@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Split", "Tile", "even_split", "tile_cost", "tiles"]
+__all__ = ["Split", "Tile", "dot_cost", "dot_tiles", "even_split", "tile_cost", "tiles"]
 
 _FMA_LATENCY = 4  # cycles; two units, so that eight sums must be in flight
 _OPERATIONS_PER_CYCLE = 6  # what the front end delivers
@@ -66,6 +66,30 @@ def tile_cost(tile: Tile, rows: int, vectors: int) -> float:
     for first, last, size in split.sizes():
         total += (last - first) * (full * _cycles(size, tile.vectors) + (_cycles(size, rest) if rest else 0.0))
     return total
+
+
+def dot_tiles(rows: int, columns: int, lanes: int, registers: int) -> list[Tile]:
+    """Every tile of rows x columns dot products that fits: a vector of partial sums each, the vectors of a step's columns.
+
+    Here `vectors` counts columns.
+    """
+    return [
+        Tile(r, c)
+        for c in range(1, min(columns, lanes) + 1)
+        for r in range(1, min(rows, 6) + 1)
+        if r * c + c + 1 <= registers
+    ]
+
+
+def dot_cost(tile: Tile, rows: int, columns: int, lanes: int) -> tuple[float, float]:
+    """Estimated cycles of one vector of steps, and of the sums across lanes at the end, of a rows x columns output."""
+    full, rest = divmod(columns, tile.vectors)
+    step = last = 0.0
+    for first, end, size in even_split(rows, tile.rows).sizes():
+        for width, count in ((tile.vectors, full), (rest, 1 if rest else 0)):
+            step += (end - first) * count * _cycles(size, width) if count else 0.0
+            last += (end - first) * count * size * 4.0 * lanes / 2
+    return step, last
 
 
 def _cycles(rows: int, vectors: int) -> float:
