@@ -471,6 +471,8 @@ def _put(g: RandomGraph) -> Node | None:
     axis = g.axis(u)
     extent = int(g.choice(EXTENTS))
     shape = tuple(extent if i == axis else n for i, n in enumerate(u.shape))
+    if int(np.prod(shape)) > MOST_ELEMENTS:
+        return None
     base = g.zeros(shape, u.dtype) if g.chance(0.7) else g.input(shape, u.dtype)
     if g.chance(0.5):
         out = g.add("put_add", (base, g.index((u.shape[axis],), extent), u), axis=axis)
