@@ -248,6 +248,8 @@ class _Groups:
         for position, root in enumerate(state.roots):
             self._add(single(root), position, position)
         self._connect()
+        for position, number in enumerate(self.order()):
+            self.first[number] = self.last[number] = position
 
     def _add(self, group: Group, first: int, last: int) -> int:
         number = self._next
@@ -315,14 +317,18 @@ class _Groups:
         return number
 
     def ordered(self) -> list[Group]:
-        """A topological order; among those that are ready, the one whose first root came first in the graph."""
+        """The kernels in the order in which they run."""
+        return [self.groups[number] for number in self.order()]
+
+    def order(self) -> list[int]:
+        """A topological order; among those that are ready, the one whose first root came first."""
         waiting = {number: len(before) for number, before in self.predecessors.items()}
         ready = [(self.first[number], number) for number, count in waiting.items() if count == 0]
         heapq.heapify(ready)
         order = []
         while ready:
             _, number = heapq.heappop(ready)
-            order.append(self.groups[number])
+            order.append(number)
             for after in self.successors[number]:
                 waiting[after] -= 1
                 if waiting[after] == 0:
