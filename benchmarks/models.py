@@ -122,7 +122,7 @@ class TransformerBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
-# -- inputs: (batch, rng) to arrays, the target last ----------------------------------------------------------------------
+# -- inputs: (batch, rng) to arrays, the target last ------------------------------------------------------------------
 
 def _images(batch: int, rng: np.random.Generator) -> tuple[Array, ...]:
     return rng.standard_normal((batch, 1, 28, 28), np.float32), rng.integers(0, CLASSES, batch)
@@ -171,7 +171,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """A network in training. `step(*arrays)` does forward, backward and update, and gives the loss; it is not compiled."""
+    """A network in training. `step(*arrays)` does forward, backward and update, and gives the loss (not compiled)."""
 
     name: str
     model: nn.Module
