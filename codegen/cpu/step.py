@@ -83,20 +83,24 @@ def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int) -> No
 
 def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...],
                   address: dict[str, str], scratch: str) -> int:
-    """Calls in order; a barrier before a kernel that touches what was written, or writes what was read, since the last one."""
-    written: set[str] = set()
-    read: set[str] = set()
+    """Calls in order; a barrier before a kernel that touches what another thread wrote, or writes what another thread read.
+
+    Kernels that run on thread 0 alone need no barrier among themselves.
+    """
+    written: dict[bool, set[Region]] = {True: set(), False: set()}  # by parallel kernels, by thread 0 alone
+    read: dict[bool, set[Region]] = {True: set(), False: set()}
     regions = _Regions(program, memory)
     count = 0
     for loop, kernel in zip(program.loops, kernels, strict=True):
         reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
         writes = {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
-        if regions.clash(written, reads | writes) or regions.clash(read, writes):
+        others = (True, False) if kernel.parallel else (True,)
+        if any(regions.clash(written[kind], reads | writes) or regions.clash(read[kind], writes) for kind in others):
             fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
-            written, read = set(), set()
+            written, read = {True: set(), False: set()}, {True: set(), False: set()}
             count += 1
-        read |= reads
-        written |= writes
+        read[kernel.parallel] |= reads
+        written[kernel.parallel] |= writes
         arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
         arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
         if kernel.parallel:
@@ -107,6 +111,9 @@ def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, ker
     return count
 
 
+Region = tuple[str, int, int]  # where, first byte, end
+
+
 class _Regions:
     """What of memory a buffer is: its bytes in the arena, or itself."""
 
@@ -114,14 +121,14 @@ class _Regions:
         self._memory = memory
         self._program = program
 
-    def of(self, name: str) -> tuple[str, int, int]:
+    def of(self, name: str) -> Region:
         """(where, first byte, end)."""
         if name in self._memory.arena:
             start = self._memory.arena[name]
             return ("arena", start, start + self._program.buffers[name].nbytes)
         return (name, 0, 1)
 
-    def clash(self, some: set[tuple[str, int, int]], others: set[tuple[str, int, int]]) -> bool:
+    def clash(self, some: set[Region], others: set[Region]) -> bool:
         """Whether two regions share a byte."""
         return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)
 
