@@ -51,7 +51,6 @@ class Phase:
     """A set of values that are computed in the innermost of the open loops."""
 
     order: list[Expr]
-    levels: dict[Expr, int]
     read_at: dict[Expr, int]
     uses: Counter[Expr]
     index_uses: Counter[Index]
@@ -72,6 +71,7 @@ class ExpressionWriter:
         self.written = frozenset(loop.writes())
         self.stage_writes: tuple[str, ...] = ()
         self.texts: dict[Expr, Text] = {}
+        self.levels: dict[Expr, int] = {}
         self._flat: dict[Expr, Index] = {}
         self._clamped: dict[Indirect, Expr] = {}
         self._inside: dict[Mask, Expr] = {}
@@ -150,12 +150,12 @@ class ExpressionWriter:
         """Whether it reads memory that this loop writes, so that its value is good for one stage only."""
         return node in self._unstable
 
-    def level(self, node: Expr, levels: dict[Expr, int]) -> int:
+    def level(self, node: Expr) -> int:
         """The outermost open loop in which `node` can be computed."""
         if node.op == "acc":
             return self.accumulators[node.attribute][1]
         indices = [self.flat_index(node)] if node.op == "load" else list(node.indices()) if node.op != "clamp" else []
-        level = max([0, *(self.index_level(i) for i in indices), *(levels[o] for o in self.operands(node))])
+        level = max([0, *(self.index_level(i) for i in indices), *(self.levels[o] for o in self.operands(node))])
         if node.op == "load" and node.attribute.buffer in self.stage_writes:
             return len(self.blocks) - 1
         return max(level, self.space_level) if node.op == "load" and node.attribute.buffer in self.written else level
@@ -189,7 +189,7 @@ class ExpressionWriter:
         for node in phase.order:
             text = self._shortened(node, phase)
             self.texts[node] = text
-            shared = phase.uses[node] > 1 or phase.read_at[node] > phase.levels[node]
+            shared = phase.uses[node] > 1 or phase.read_at[node] > self.levels[node]
             if _worth_a_name(node, text) and (shared or (node.op == "load" and node.attribute.buffer in hazard)):
                 self._name(node, phase)
         return [self.texts[root] for root in roots]
@@ -199,12 +199,12 @@ class ExpressionWriter:
         self.texts = {key: Text(name, ATOM) for key, name in named.items() if isinstance(key, Expr)}
         inner = len(self.blocks) - 1
         order = self.order(roots, frozenset(self.texts))
-        levels = {node: self._named_level(node) for node in self.texts}
+        self.levels = levels = {node: self._named_level(node) for node in self.texts}
         read_at: dict[Expr, int] = dict.fromkeys(roots, inner)
         uses: Counter[Expr] = Counter(roots)
         index_uses: Counter[Index] = Counter(indices)
         for node in order:
-            levels[node] = self.level(node, levels)
+            levels[node] = self.level(node)
             if node.op == "load":
                 index_uses[self.flat_index(node)] += 1
             for operand in self.operands(node):
@@ -213,15 +213,15 @@ class ExpressionWriter:
         for node in order:
             if levels[node] <= self.space_level and not self.is_unstable(node):
                 uses[node] = max(uses[node], len(self._edges.get(node, ())))
-        return Phase(order, levels, read_at, uses, index_uses)
+        return Phase(order, read_at, uses, index_uses)
 
     def _named_level(self, node: Expr) -> int:
         return next(level for level, block in enumerate(self.blocks) if node in block.names)
 
     def _name(self, node: Expr, phase: Phase) -> None:
         name = self.fresh(self._base_name(node))
-        block = self.blocks[phase.levels[node]]
-        block.items.append(assignment(name, self.texts[node].source, line_width(phase.levels[node])))
+        block = self.blocks[self.levels[node]]
+        block.items.append(assignment(name, self.texts[node].source, line_width(self.levels[node])))
         block.names[node] = name
         self.texts[node] = Text(name, ATOM)
 
@@ -294,16 +294,11 @@ class ExpressionWriter:
         text = index_text(index, self._leaf).source
         if " " not in text or (uses[index] < 2 and len(text) <= longest):
             return text
-        scalars = [self._scalar_level(scalar) for scalar in self.run_time_indices(index)]
-        level = max([self.index_level(index), *scalars])
+        level = max([self.index_level(index), *(self.levels[scalar] for scalar in self.run_time_indices(index))])
         name = self.fresh("at")
         self.blocks[level].items.append(assignment(name, text, line_width(level)))
         self.blocks[level].names[index] = name
         return name
-
-    def _scalar_level(self, scalar: Expr) -> int:
-        named = [level for level, block in enumerate(self.blocks) if scalar in block.names]
-        return named[0] if named else len(self.blocks) - 1
 
     def _leaf(self, atom: Axis | Indirect) -> str:
         return self.axis_names[atom] if isinstance(atom, Axis) else self.texts[self._clamped[atom]].source

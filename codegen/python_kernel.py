@@ -172,18 +172,25 @@ class _KernelWriter(ExpressionWriter):
     def _accumulate(self, reduce: Reduce, text: Text, axes: tuple[Axis, ...], extremes: dict[str, str]) -> None:
         name = self.accumulators[reduce.name][0]
         if reduce.op in ("sum", "prod"):
-            self._line(_sum_or_product(name, reduce, text))
+            self._assign(*_sum_or_product(name, reduce, text))
         elif reduce.op in ("max", "min"):
-            self._line(_extreme(name, reduce, text))
+            if len(text.source) > line_width(len(self.blocks) - 1) - 2 * len(name) - 30:
+                text = Text(self._variable("value", text), ATOM)
+            self._assign(name, _extreme(name, reduce, text))
         else:
             self._position(name, extremes[reduce.name], reduce, text, axes)
 
+    def _variable(self, name: str, text: Text) -> str:
+        """A variable that holds `text`: itself, where it is one."""
+        if text.source.isidentifier():
+            return text.source
+        variable = self.fresh(name)
+        self._assign(variable, text.source)
+        return variable
+
     def _position(self, name: str, best: str, reduce: Reduce, text: Text, axes: tuple[Axis, ...]) -> None:
         """Keep the number of the first extreme value; a NaN beats all but an earlier NaN."""
-        value = text.source
-        if not value.isidentifier():
-            value = self.fresh("value")
-            self._assign(value, text.source)
+        value = self._variable("value", text)
         sign = ">" if reduce.op == "argmax" else "<"
         better = f"{value} {sign} {best}"
         if reduce.value.dtype.kind == "f":
@@ -199,17 +206,17 @@ class _KernelWriter(ExpressionWriter):
         values = self.evaluate([store.value for store in stores], flat)
         uses = Counter(flat)
         for store, index, value in zip(stores, flat, values, strict=True):
-            target = f"{self.names.buffers[store.buffer]}[{self.position(index, uses)}]"
-            if store.mode == "add":
-                self._line(f"{target} += {value.source}")
-            else:
-                self._assign(target, value.source)
+            buffer, operator = self.names.buffers[store.buffer], "+=" if store.mode == "add" else "="
+            target = f"{buffer}[{self.position(index, uses)}]"
+            if len(target) + len(value.source) + 4 > line_width(len(self.blocks) - 1):
+                target = f"{buffer}[{self.position(index, uses, longest=0)}]"
+            self._assign(target, value.source, operator)
 
     def _line(self, line: str) -> None:
         self.blocks[-1].items.append(line)
 
-    def _assign(self, target: str, value: str) -> None:
-        self._line(assignment(target, value, line_width(len(self.blocks) - 1)))
+    def _assign(self, target: str, value: str, operator: str = "=") -> None:
+        self._line(assignment(target, value, line_width(len(self.blocks) - 1), operator))
 
 
 def _worst(op: str, dtype: DType) -> float | int | bool:
@@ -229,17 +236,19 @@ def _cast_value(value: Expr, text: Text, dtype: DType) -> Text:
     return text
 
 
-def _sum_or_product(name: str, reduce: Reduce, text: Text) -> str:
+def _sum_or_product(name: str, reduce: Reduce, text: Text) -> tuple[str, str, str]:
+    """The assignment's target, value and operator."""
     text = _cast_value(reduce.value, text, reduce.dtype)
     operator, rank = ("+", SUM) if reduce.op == "sum" else ("*", PRODUCT)
     if reduce.dtype.kind == "f" or reduce.dtype == int64:
-        return f"{name} {operator}= {text.source}"
-    return f"{name} = {typed(infix(operator, rank, Text(name, ATOM), text), reduce.dtype).source}"
+        return name, text.source, f"{operator}="
+    return name, typed(infix(operator, rank, Text(name, ATOM), text), reduce.dtype).source, "="
 
 
 def _extreme(name: str, reduce: Reduce, text: Text) -> str:
+    """The larger (smaller) of the accumulator and a value."""
     if reduce.value.dtype.kind == "b":
-        return f"{name} = {name} {'|' if reduce.op == 'max' else '&'} {text.at_least(ATOM)}"
+        return f"{name} {'|' if reduce.op == 'max' else '&'} {text.at_least(ATOM)}"
     text = _cast_value(reduce.value, text, reduce.value.dtype)
     call = Text(f"np.{reduce.op}imum({name}, {text.source})", ATOM)
-    return f"{name} = {typed(call, reduce.value.dtype).source}"
+    return typed(call, reduce.value.dtype).source

@@ -28,9 +28,9 @@ def bracketed(head: str, parts: Sequence[str], tail: str, width: int) -> list[st
     return [head, *(f"{_PAD}{part}," for part in parts), tail]
 
 
-def assignment(target: str, value: str, width: int) -> str:
-    """`target = value` (or `target += value`: the target may end with an operator), over several lines if need be."""
-    head = f"{target} = "
+def assignment(target: str, value: str, width: int, operator: str = "=") -> str:
+    """`target = value` (or with another operator, such as +=), over several lines if need be."""
+    head = f"{target} {operator} "
     if len(head) + len(value) <= width:
         return head + value
     operators = _outermost(value)

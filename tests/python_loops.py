@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fusegraph.dtypes import DType, bool_, float32, int64, uint32
 from fusegraph.ir import scalar
@@ -51,6 +55,15 @@ def rubbish(buffer: Buffer) -> Array:
 def indirect(value: Expr, extent: int) -> Index:
     """The index that `value` holds at run time."""
     return Index(0, ((Indirect(value, extent), 1),))
+
+
+def ruff_complains(path: Path, *rules: str) -> str:
+    """What `ruff format` would change in a file or folder, and what `ruff check` says (by its default rules)."""
+    pytest.importorskip("ruff")
+    options = ["--isolated", "--line-length", "100", "--no-cache", str(path)]
+    check = ["check", "--quiet", *(["--select", ",".join(rules)] if rules else [])]
+    commands = [[sys.executable, "-m", "ruff", *command, *options] for command in (["format", "--diff"], check)]
+    return "".join(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)
 
 
 def node(op: str, shape: tuple[int, ...], dtype: DType = float32, line: int = 0, module: str = "") -> Node:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +164,7 @@ def test_text_is_formatted(name: str, tmp_path: Path) -> None:
     """As black and ruff format it, at 100 columns."""
     path = tmp_path / "printed.py"
     path.write_text(print_program_source(EXAMPLES[name]()))
-    assert ruff_complains(path) == ""
-
-
-def ruff_complains(path: Path) -> str:
-    """What `ruff format` would change in a file, and what `ruff check` says about it."""
-    pytest.importorskip("ruff")
-    options = ["--isolated", "--line-length", "100", "--no-cache", str(path)]
-    found = [
-        subprocess.run([sys.executable, "-m", "ruff", *command, *options], capture_output=True, text=True)
-        for command in (["format", "--diff"], ["check", "--quiet"])
-    ]
-    return "".join(result.stdout for result in found)
+    assert loops.ruff_complains(path) == ""
 
 
 def test_a_kernel_alone_and_in_its_program() -> None:
