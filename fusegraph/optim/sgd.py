@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusegraph import ops
+from fusegraph.dtypes import float64
 from fusegraph.errors import OptionError
 from fusegraph.optim.optimizer import Optimizer, ParamGroup, check_option, step_count, zeros_for
 from fusegraph.tensor import Tensor, user_error
@@ -65,7 +66,8 @@ class SGD(Optimizer):
         momentum, buffer = group.tensor("momentum"), state["momentum_buffer"]
         added = gradient
         if "step" in state:  # the first step takes the whole gradient
-            added = gradient * ops.where(state["step"] == 0.0, 1.0, 1.0 - group["dampening"])
+            later = ops.cast(state["step"] > 0.0, float64)
+            added = gradient * (1.0 - group["dampening"] * later)
             state["step"].copy_(state["step"] + 1.0)
         new = momentum * buffer + added
         buffer.copy_(new)
