@@ -117,6 +117,7 @@ class CompiledLoop:
         addresses = {name: part.address for name, part in memory.items()}
         for tid in range(threads):
             self.call(addresses, scratch.address, tid, threads)
+        scratch.check("scratch")
         for name, part in memory.items():
             part.check(name)
         return {name: part.array(self.buffers[name].dtype, self.buffers[name].shape).copy() for name, part in memory.items()}

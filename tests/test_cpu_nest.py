@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -656,8 +657,8 @@ def test_small_rows_stay_in_registers():
     case = Case()
     kernel = text_of(softmax(case, 64, 10), case.buffers).split("}")[0]
     assert kernel.count("@fg_exp") == 2  # 8 + 2 lanes
-    assert kernel.count("br label %loop") == 1
-    assert kernel.count("ptr %p5,") <= 2
+    assert len(re.findall(r"^loop\d+:", kernel, re.M)) == 1
+    assert len(re.findall(r"= (load|call) <8 x float>.*(load|ptr)", kernel)) == 2
 
 
 def test_small_kernels_run_on_one_thread():

@@ -22,7 +22,7 @@ from fusegraph.dtypes import int32
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
-from fusegraph.ir.scalar import Expr, load
+from fusegraph.ir.scalar import Expr, load, walk
 
 _NOT_YET = 1 << 30
 
@@ -224,6 +224,13 @@ class Evaluator:
         found = self.lookup(self._key(expr, copy))
         assert found is not None
         return found
+
+    def compute_together(self, roots: Sequence[Expr], copies: Sequence[Copy | None]) -> None:
+        """Compute `roots` for all copies, operation by operation: independent chains side by side hide each other's latency."""
+        for node in walk(roots):
+            if node.op not in ("const", "acc") and self.varies(node):
+                for copy in copies:
+                    self.value(node, copy)
 
     def vector(self, expr: Expr, copy: Copy | None) -> str:
         """The value of `expr` in all lanes of `copy` (a scalar without a copy)."""

@@ -16,6 +16,7 @@ from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
+from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
@@ -36,10 +37,12 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     if canonical.points() == 0 or not canonical.stages:
         return EmittedKernel(loop.name, buffers, 0, False)
     plan = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel)
+    shared = share_rows(canonical, plan)
     pointers = {name: f"%p{position}" for position, name in enumerate(buffers)}
-    evaluator = Evaluator(fn, module, program.buffers, pointers, loop.writes(), exact)
-    NestWriter(evaluator, canonical, plan).write()
-    return EmittedKernel(loop.name, buffers, 0, plan.parallel)
+    pointers |= {name: fn.gep("%scratch", offset, "i8") for name, offset in shared.offsets.items()}
+    evaluator = Evaluator(fn, module, {**program.buffers, **shared.rows}, pointers, shared.loop.writes(), exact)
+    NestWriter(evaluator, shared.loop, plan).write()
+    return EmittedKernel(loop.name, buffers, shared.scratch_bytes, plan.parallel)
 
 
 def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:
@@ -150,7 +153,8 @@ class NestWriter:
                 self._points(copies)
         elif whole:
             self._points([Copy(None, k * lanes, lanes, lanes) for k in range(self._plan.copies)])
-        rest = [Copy(None, at, lanes, min(lanes, axis.extent - at)) for at in range(whole, axis.extent, lanes)]
+        narrow = self._plan.narrow
+        rest = [Copy(None, at, narrow, min(narrow, axis.extent - at)) for at in range(whole, axis.extent, narrow)]
         if rest:
             self._fn.comment(f"{axis.name} = {whole} .. {axis.extent - 1}")
             with self._only_at_end(high, axis.extent), self._e.scope({}):
@@ -166,7 +170,7 @@ class NestWriter:
 
     def _points(self, copies: Sequence[Copy]) -> None:
         assert self._plan.axis is not None
-        frame = Frame(self._plan.axis, self._plan.lanes, True, tuple(copies))
+        frame = Frame(self._plan.axis, copies[0].lanes, True, tuple(copies))
         with self._e.scope({}), self._e.framed(frame), self._e.point():
             self._stages.write_all(self._loop.stages)
 

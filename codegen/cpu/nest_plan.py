@@ -22,6 +22,7 @@ _PARALLEL_WORK = 20_000  # element operations below which one thread is faster t
 _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
 _STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts
+_LIGHT = 16.0  # instructions of a body that LLVM interleaves well by itself
 _STATIC_WEIGHT = 400  # but not if that makes more than about this many instructions
 
 
@@ -39,6 +40,7 @@ class StagePlan:
 class Plan:
     """columns if `axis` is not None (the vector axis of the space), else rows (`stages` says how).
 
+    lanes         of a vector (one or two registers), and `narrow`: of one register, for what is left at the end of the axis
     outer         the other axes of the space, looped over in this order
     shared        how many of them, from the front, are split among threads (as one range)
     split_vector  whether the vector axis is split too
@@ -47,6 +49,7 @@ class Plan:
 
     axis: Axis | None
     lanes: int
+    narrow: int
     copies: int
     chains: int
     outer: tuple[Axis, ...]
@@ -66,7 +69,7 @@ def plan_nest(loop: Loop, buffers: Mapping[str, Buffer], lanes: int, exact: bool
     parallel = parallel and loop.points() > 1
     if columns is not None and columns[0] <= rows[0]:
         return _column_plan(loop, columns[1], lanes, exact, parallel)
-    return Plan(None, 1, 1, 1, loop.space, _shared_axes(loop.space), False, rows[1], parallel)
+    return Plan(None, 1, 1, 1, 1, loop.space, _shared_axes(loop.space), False, rows[1], parallel)
 
 
 def fitting_lanes(extent: int, lanes: int) -> int:
@@ -88,7 +91,8 @@ def _lanes_of_types(loop: Loop, lanes: int) -> int:
     return max(2, lanes // 2) if sizes == {8} else lanes
 
 
-def _operation_cost(node: Expr) -> float:
+def operation_cost(node: Expr) -> float:
+    """Instructions of one operation on a vector, roughly; of loads only what is not memory access."""
     if node.op in ("const", "acc", "load"):
         return 0.0
     if node.op in ("div", "sqrt"):
@@ -127,7 +131,7 @@ def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: i
     for node in walk(stage_roots(stage)):
         if known and node in known:
             continue
-        cost = _operation_cost(node)
+        cost = operation_cost(node)
         if node.op == "load":
             cost += _access_cost(node.attribute.index[0], axis, lanes) + 2 * len(node.attribute.mask)
         total += cost * evaluations(node.axes, axis in node.axes)
@@ -187,7 +191,7 @@ def _work(loop: Loop) -> int:
     total = 0
     for stage in loop.stages:
         points = math.prod(axis.extent for axis in inner_axes(stage))
-        total += points * sum(1 + int(_operation_cost(node)) for node in walk(stage_roots(stage)) if node.op != "const")
+        total += points * sum(1 + int(operation_cost(node)) for node in walk(stage_roots(stage)) if node.op != "const")
     return total * loop.points()
 
 
@@ -197,16 +201,25 @@ def _work(loop: Loop) -> int:
 def stage_weight(stage: Stage) -> float:
     """Instructions of one vector of a stage, roughly."""
     nodes = walk(stage_roots(stage))
-    return sum(_operation_cost(node) + (node.op == "load") for node in nodes) + len(stage.stores) + len(stage.reduces)
+    return sum(operation_cost(node) + (node.op == "load") for node in nodes) + len(stage.stores) + len(stage.reduces)
 
 
 def _copies(weight: float, vectors: int, most: int = 4) -> int:
     """Vectors in flight; a number that leaves no rest if there is one."""
-    wanted = min(most if weight <= 16 else 2 if weight <= 40 else 1, max(vectors, 1))
+    wanted = min(most if weight <= _LIGHT else 1, max(vectors, 1))
     for count in range(wanted, 1, -1):
         if vectors % count == 0 and 2 * count >= wanted:
             return count
     return wanted
+
+
+def _wide_lanes(weight: float, extent: int, lanes: int) -> int:
+    """Two registers a value for long bodies, so that two independent chains hide each other's latency.
+
+    Two vectors side by side do not: LLVM's scheduler puts one after the other to save registers. 20 operations with tanh,
+    sigmoid and exp on Zen 3: 37 ns a register of points with one, 25 ns with two registers a value.
+    """
+    return 2 * lanes if weight > _LIGHT and extent >= 4 * lanes else lanes
 
 
 def plan_stage(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
@@ -217,12 +230,14 @@ def plan_stage(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
     weight, vectors = stage_weight(stage), -(-axis.extent // lanes)
     if vectors <= _STATIC_VECTORS and weight * vectors <= _STATIC_WEIGHT:
         return StagePlan(axis, lanes, vectors, True)
+    lanes = _wide_lanes(weight, axis.extent, lanes)
     return StagePlan(axis, lanes, _copies(weight, axis.extent // lanes), False)
 
 
 def _column_plan(loop: Loop, axis: Axis, lanes: int, exact: bool, parallel: bool) -> Plan:
-    lanes = fitting_lanes(axis.extent, lanes)
     weight = max(stage_weight(stage) for stage in loop.stages)
+    narrow = fitting_lanes(axis.extent, lanes)
+    lanes = _wide_lanes(weight, axis.extent, narrow)
     reduces = max(len(stage.reduces) for stage in loop.stages)
     full = max(axis.extent // lanes, 1)
     most = 8 if reduces == 1 and weight <= 6 else 4
@@ -234,7 +249,7 @@ def _column_plan(loop: Loop, axis: Axis, lanes: int, exact: bool, parallel: bool
     outer = tuple(a for a in loop.space if a != axis)
     shared = _shared_axes(outer)
     split = math.prod(a.extent for a in outer) < _SPLIT_ITEMS and axis.extent > lanes * copies
-    return Plan(axis, lanes, copies, chains, outer, len(outer) if split else shared, split, (), parallel)
+    return Plan(axis, lanes, narrow, copies, chains, outer, len(outer) if split else shared, split, (), parallel)
 
 
 def _shared_axes(axes: Sequence[Axis]) -> int:

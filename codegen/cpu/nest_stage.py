@@ -180,6 +180,7 @@ class _OneStage:
         states = list(states)
         pending: list[tuple[Store, Copy | None, str]] = []
         light = stage_weight(self._stage) <= _LIGHT
+        self._e.compute_together(stage_roots(self._stage), copies)
         for number, copy in enumerate(copies):
             self._accumulate(number, copy, states)
             pending += [(store, copy, self._e.vector(store.value, copy)) for store in self._stage.stores]

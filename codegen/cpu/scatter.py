@@ -60,7 +60,7 @@ class _Scatter:
         self._vector = axes[-1] if axes and not stage.reduces and _lanes_differ(stage, axes[-1]) else None
         self._outer = axes[:-1] if self._vector is not None else axes
         plan = plan_stage(stage, self._vector, fitting_lanes(self._vector.extent, lanes) if self._vector is not None else 1)
-        whole = Plan(None, 1, 1, 1, (), 0, False, (plan,), False)
+        whole = Plan(None, 1, 1, 1, 1, (), 0, False, (plan,), False)
         self._inner = replace(stage, axes=(self._vector,) if self._vector is not None else ())
         self._stages = StageWriter(evaluator, whole)
         if stage.reduces:  # nothing is scattered: an ordinary reduction
