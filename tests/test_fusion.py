@@ -15,7 +15,6 @@ from fusegraph.ir.graph import Graph
 from fusegraph.ir.loops import Program
 from fusegraph.ir.text import parse
 from fusegraph.passes.fuse import fuse
-from fusegraph.passes.inline import masked
 from fusegraph.runtime.numba_backend import PythonExecutable
 
 Array = np.ndarray[Any, Any]
@@ -208,6 +207,23 @@ def test_a_counter_that_indexes_is_read_after_its_update() -> None:
     assert program.buffers["n"].role == "state"
 
 
+def test_a_merge_closes_no_circle_through_a_state_that_is_overwritten() -> None:
+    check_text("""graph g(x: float64[4,4], y: float64[4], z: float64[4,4]) {
+      %3 = max(%x; axes=(0,)) : float64[4]
+      %5 = floor(%z) : float64[4,4]
+      %13 = maximum(%5, %z) : float64[4,4]
+      %15 = abs(%3) : float64[4]
+      %17 = add(%y, %15) : float64[4]
+      %18 = reshape(%y; shape=(1, 4)) : float64[1,4]
+      %19 = expand(%18; shape=(4, 4)) : float64[4,4]
+      %20 = add(%z, %19) : float64[4,4]
+      return %y, %3, %13
+      update %x = %13
+      update %y = %17
+      update %z = %20
+    }""")
+
+
 # -- values inside of one kernel -----------------------------------------------------------------------------------------------
 
 def test_the_position_of_an_extreme_is_an_index_in_the_same_kernel() -> None:
@@ -284,5 +300,3 @@ def test_the_checker_finds_a_race() -> None:
     with pytest.raises(ProgramError, match="written by one point"):
         run_checked(program.with_loops((broken,)), [np.ones(5)])
 
-
-__all__ = ["masked"]
