@@ -23,6 +23,11 @@ def _require_index(name: str, index: Any) -> None:
     require(index.dtype.kind in "iu", f"{name}: the index must be an integer, got {index.dtype.name}{list(index.shape)}", DTypeError)
 
 
+def _require_numbers(name: str, base: Any, updates: Any) -> None:
+    require(base.dtype == updates.dtype, f"{name}: dtypes {base.dtype.name} and {updates.dtype.name} differ", DTypeError)
+    require(base.dtype.kind != "b", f"{name} adds numbers, got bool{list(base.shape)}", DTypeError)
+
+
 def _infer_take(inputs: Any, params: Params) -> tuple[Shape, DType]:
     x, index = inputs
     axis = params["axis"]
@@ -38,7 +43,7 @@ def _infer_put_add(inputs: Any, params: Params) -> tuple[Shape, DType]:
     _require_index("put_add", index)
     expected = (*base.shape[:axis], *index.shape, *base.shape[axis + 1:])
     require(updates.shape == expected, f"put_add: updates {list(updates.shape)} should be {list(expected)}")
-    require(base.dtype == updates.dtype, f"put_add: dtypes {base.dtype.name} and {updates.dtype.name} differ", DTypeError)
+    _require_numbers("put_add", base, updates)
     return base.shape, base.dtype
 
 
@@ -56,6 +61,7 @@ def _infer_put_along_add(inputs: Any, params: Params) -> tuple[Shape, DType]:
     base, index, updates = inputs
     _infer_take_along((base, index), params)
     require(index.shape == updates.shape, f"put_along_add: index {list(index.shape)} and updates {list(updates.shape)} differ")
+    _require_numbers("put_along_add", base, updates)
     return base.shape, base.dtype
 
 

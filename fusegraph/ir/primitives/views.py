@@ -154,6 +154,7 @@ def _window(x: Array, axis: int, size: int, stride: int, dilation: int) -> Array
 def _infer_fold(inputs: Any, params: Params) -> tuple[Shape, DType]:
     """The transpose of `window`: out[i] = the sum of all window elements that came from i; `extent` is the axis' size."""
     (x,) = inputs
+    require(x.dtype.kind != "b", f"fold adds numbers, got bool{list(x.shape)}", DTypeError)
     axis = params["axis"]
     return (*x.shape[:axis], params["extent"], *x.shape[axis + 1:-1]), x.dtype
 
