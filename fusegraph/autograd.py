@@ -194,7 +194,9 @@ def _seed(output: Tensor, given: Any) -> Any:
     return emit.full_like(output, 1.0)
 
 
-def _require_root(output: Tensor) -> None:
+def _require_root(output: Any) -> None:
+    if not hasattr(output, "_record"):
+        raise GradientError(f"a gradient is taken of a tensor, got {type(output).__name__} (does the function return its value?)")
     if not output.requires_grad:
         raise GradientError(
             f"a tensor of shape {list(output.shape)} does not depend on anything that requires a gradient "
