@@ -13,6 +13,7 @@ from fusegraph.codegen.cpu.irtext import Module
 from fusegraph.ir.loops import Buffer, Loop, Program
 from fusegraph.runtime import llvm
 
+
 class CompiledLoop:
     """A loop compiled by `emit_contract`; `kernel` is None where it refuses."""
 

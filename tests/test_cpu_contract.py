@@ -15,12 +15,15 @@ from fusegraph.ir.scalar import Bound, Expr, acc, const, load, op, philox
 
 SHAPES = [
     (1, 10, 7), (7, 1, 5), (64, 10, 128), (6, 16, 8), (12, 32, 3), (13, 33, 17), (5, 24, 1), (3, 8, 64),
-    (64, 96, 530), (45, 130, 600), (64, 100, 50), (17, 47, 33), (2, 129, 9), (50, 3, 20), (0, 5, 4), (4, 0, 4), (9, 40, 100),
+    (64, 96, 530), (45, 130, 600), (64, 100, 50), (17, 47, 33), (2, 129, 9), (50, 3, 20), (0, 5, 4), (4, 0, 4),
+    (9, 40, 100), (20, 40, 9000),
 ]  # fmt: skip
 LAYOUTS = ["nn", "nt", "tn", "tt"]
 
 
-def matmul(shape: tuple[int, int, int], layout: str, epilogue=None, dtype=float32, extra=(), batch=()) -> tuple[Loop, Program]:
+def matmul(
+    shape: tuple[int, int, int], layout: str, epilogue=None, dtype=float32, extra=(), batch=()
+) -> tuple[Loop, Program]:
     """out[..., m, n] = epilogue(sum over k of a * b); each of a and b is normal ("n") or transposed ("t") in memory."""
     m, n, k = (Axis(name, extent) for name, extent in zip("mnk", shape, strict=True))
     lead = tuple(Axis(f"g{i}", extent) for i, extent in enumerate(batch))
@@ -120,12 +123,20 @@ def test_row_bias_residual_and_mask() -> None:
 
     def epilogue(y: Expr, m: Axis, n: Axis) -> Expr:
         rest = read("rest", (m, n))
-        return op("where", op("gt", rest, const(0.0, float32)), op("add", y, read("bias", (m,))), op("mul", y, rest), dtype=float32)
+        return op(
+            "where",
+            op("gt", rest, const(0.0, float32)),
+            op("add", y, read("bias", (m,))),
+            op("mul", y, rest),
+            dtype=float32,
+        )
 
     loop, program = matmul((13, 33, 17), "nt", epilogue, extra=extra)
     arrays = inputs(program)
     y, rest = product(arrays, "nt"), arrays["rest"]
-    assert_close(CompiledLoop(loop, program).run(arrays, 2)["out"], np.where(rest > 0, y + arrays["bias"][:, None], y * rest))
+    assert_close(
+        CompiledLoop(loop, program).run(arrays, 2)["out"], np.where(rest > 0, y + arrays["bias"][:, None], y * rest)
+    )
 
 
 def test_relu_keeps_nan() -> None:
@@ -170,7 +181,7 @@ def test_later_stage_reads_what_an_earlier_one_stored() -> None:
 
 
 def test_heads_sliced_out_of_a_joint_projection() -> None:
-    """scores[g, i, j] = q . k, with g = sample * heads + head, read from qkv[sample, i, part * width + head * depth + d]."""
+    """scores[g, i, j] = q . k, g = sample * heads + head, read from qkv[sample, i, part * width + head * depth + d]."""
     samples, heads, tokens, depth = 2, 3, 11, 8
     g, i, j, d = Axis("g", samples * heads), Axis("i", tokens), Axis("j", tokens), Axis("d", depth)
     width = heads * depth
@@ -183,7 +194,8 @@ def test_heads_sliced_out_of_a_joint_projection() -> None:
     store = Store("out", at((g, i, j)), op("mul", acc("acc0", float32), const(0.5, float32)))
     loop = Loop("kernel", (g, i, j), (Stage(reduce_axes=(d,), reduces=(reduce,)), Stage(stores=(store,))), "contract")
     buffers = [
-        Buffer("qkv", (samples, tokens, 3 * width), float32, "input"), Buffer("out", (g.extent, tokens, tokens), float32, "output"),
+        Buffer("qkv", (samples, tokens, 3 * width), float32, "input"),
+        Buffer("out", (g.extent, tokens, tokens), float32, "output"),
     ]  # fmt: skip
     program = program_of(loop, buffers)
     arrays = inputs(program)
@@ -198,10 +210,14 @@ def test_rows_of_two_axes_share_a_weight() -> None:
     """out[s, b, n] = sum of x[b, s, k] * w[k, n]: rows that cannot be merged."""
     s, b, n, k = Axis("s", 5), Axis("b", 4), Axis("n", 19), Axis("k", 6)
     reduce = Reduce("acc0", "sum", op("mul", read("x", (b, s, k)), read("w", (k, n))), float32)
-    stages = (Stage(reduce_axes=(k,), reduces=(reduce,)), Stage(stores=(Store("out", at((s, b, n)), acc("acc0", float32)),)))
+    stages = (
+        Stage(reduce_axes=(k,), reduces=(reduce,)),
+        Stage(stores=(Store("out", at((s, b, n)), acc("acc0", float32)),)),
+    )
     loop = Loop("kernel", (s, b, n), stages, "contract")
     buffers = [
-        Buffer("x", (4, 5, 6), float32, "input"), Buffer("w", (6, 19), float32, "input"), Buffer("out", (5, 4, 19), float32, "output")
+        Buffer("x", (4, 5, 6), float32, "input"), Buffer("w", (6, 19), float32, "input"),
+        Buffer("out", (5, 4, 19), float32, "output"),
     ]  # fmt: skip
     program = program_of(loop, buffers)
     arrays = inputs(program)
@@ -215,7 +231,10 @@ def test_transposed_output() -> None:
     """out[n, m]: the roles of the operands change so that vectors stay contiguous in the output."""
     m, n, k = Axis("m", 23), Axis("n", 14), Axis("k", 9)
     reduce = Reduce("acc0", "sum", op("mul", read("a", (m, k)), read("b", (k, n))), float32)
-    stages = (Stage(reduce_axes=(k,), reduces=(reduce,)), Stage(stores=(Store("out", at((n, m)), acc("acc0", float32)),)))
+    stages = (
+        Stage(reduce_axes=(k,), reduces=(reduce,)),
+        Stage(stores=(Store("out", at((n, m)), acc("acc0", float32)),)),
+    )
     loop = Loop("kernel", (m, n), stages, "contract")
     program = program_of(loop, [Buffer("a", (23, 9), float32, "input"), Buffer("b", (9, 14), float32, "input"),
                                 Buffer("out", (14, 23), float32, "output")])  # fmt: skip
@@ -250,7 +269,11 @@ def test_long_epilogue_with_dropout() -> None:
     extra = [Buffer("key", (), uint32, "input"), Buffer("kept", shape[:2], bool_, "output")]
 
     def epilogue(y: Expr, m: Axis, n: Axis) -> tuple[Store, ...]:
-        gelu = op("mul", op("mul", y, const(0.5, float32)), op("add", op("erf", op("mul", y, const(0.70710678, float32))), const(1.0, float32)))
+        gelu = op(
+            "mul",
+            op("mul", y, const(0.5, float32)),
+            op("add", op("erf", op("mul", y, const(0.70710678, float32))), const(1.0, float32)),
+        )
         bits = philox(load("key", (), uint32), const(3, uint32), Index.of(m) * shape[1] + n)
         kept = op("lt", bits, const(1 << 31, uint32), dtype=bool_)
         value = op("where", kept, op("mul", gelu, const(2.0, float32)), const(0.0, float32), dtype=float32)
@@ -270,7 +293,11 @@ def test_long_epilogue_with_dropout() -> None:
 
 def test_epilogue_that_looks_up_a_row_and_masks_a_load() -> None:
     shape = (14, 22, 9)
-    extra = [Buffer("label", (14,), int64, "input"), Buffer("table", (5, 22), float32, "input"), Buffer("rest", (14, 20), float32, "input")]
+    extra = [
+        Buffer("label", (14,), int64, "input"),
+        Buffer("table", (5, 22), float32, "input"),
+        Buffer("rest", (14, 20), float32, "input"),
+    ]
 
     def epilogue(y: Expr, m: Axis, n: Axis) -> Expr:
         chosen = Index(0, ((Indirect(read("label", (m,), int64), 5), 1),))

@@ -17,7 +17,9 @@ from fusegraph.ir.scalar import Bound, Divides, Expr, acc, load, op, simplify_ma
 Case = dict[str, Any]
 
 
-def case(image: tuple[int, ...], weight: tuple[int, ...], stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1) -> Case:
+def case(
+    image: tuple[int, ...], weight: tuple[int, ...], stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1
+) -> Case:
     """Shapes and options of one convolution."""
     size = tuple(
         (image[2 + d] + sum(padding[d]) - dilation[d] * (weight[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
@@ -75,7 +77,11 @@ def conv_loop(shape: Case, kind: str, epilogue=None, extra=()) -> tuple[Loop, Pr
 
 def shapes(shape: Case, kind: str) -> tuple[tuple[int, ...], ...]:
     image, weight, out = shape["image"], shape["weight"], shape["out"]
-    return {"conv": (image, weight, out), "conv_input_grad": (out, weight, image), "conv_weight_grad": (image, out, weight)}[kind]
+    return {
+        "conv": (image, weight, out),
+        "conv_input_grad": (out, weight, image),
+        "conv_weight_grad": (image, out, weight),
+    }[kind]
 
 
 def _axes(letters: str, extents: tuple[int, ...]) -> tuple[Axis, ...]:
@@ -128,7 +134,11 @@ def inputs(program: Program, seed: int = 0) -> dict[str, np.ndarray]:
 
 def reference(shape: Case, kind: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """The primitive's numpy implementation in float64."""
-    extra = {"conv": {}, "conv_input_grad": {"size": shape["image"][2:]}, "conv_weight_grad": {"kernel": shape["weight"][2:]}}
+    extra = {
+        "conv": {},
+        "conv_input_grad": {"size": shape["image"][2:]},
+        "conv_weight_grad": {"kernel": shape["weight"][2:]},
+    }
     operands = arrays["first"].astype(np.float64), arrays["second"].astype(np.float64)
     return PRIMITIVES[kind].reference(*operands, **extra[kind], **shape["options"])
 
@@ -196,7 +206,9 @@ def test_batch_innermost_layout(kind: str) -> None:
     loop = _batch_last(loop, batched)
     compiled = CompiledLoop(loop, program_of(loop, list(moved.values())))
     assert compiled.kernel is not None
-    found = compiled.run({name: np.moveaxis(a, 0, -1) if name in batched else a for name, a in arrays.items()}, 2)["out"]
+    found = compiled.run({name: np.moveaxis(a, 0, -1) if name in batched else a for name, a in arrays.items()}, 2)[
+        "out"
+    ]
     assert_close(np.moveaxis(found, -1, 0) if "out" in batched else found, expected)
 
 

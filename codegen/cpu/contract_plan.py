@@ -171,7 +171,9 @@ def _neighbours(found: Contraction, groups: Sequence[str]) -> Iterator[tuple[str
 
 def _is_one_axis(index: Index, outer: Axis, inner: Axis) -> bool:
     """Whether the two axes act as one longer axis in `index`."""
-    divided = any(not isinstance(atom, Axis) and {outer, inner} & Index(0, ((atom, 1),)).axes for atom, _ in index.terms)
+    divided = any(
+        not isinstance(atom, Axis) and {outer, inner} & Index(0, ((atom, 1),)).axes for atom, _ in index.terms
+    )
     return not divided and index.coefficient(outer) == index.coefficient(inner) * inner.extent
 
 
@@ -285,7 +287,8 @@ def _substitute_loop(loop: Loop, mapping: Substitution, axes: Mapping[Axis, Sequ
     stages = tuple(
         Stage(
             replaced(stage.axes), replaced(stage.reduce_axes),
-            tuple(replace(reduce, value=expr(reduce.value)) for reduce in stage.reduces), tuple(map(store, stage.stores)),
+            tuple(replace(reduce, value=expr(reduce.value)) for reduce in stage.reduces),
+            tuple(map(store, stage.stores)),
         )
         for stage in loop.stages
     )  # fmt: skip
@@ -312,7 +315,10 @@ def _split_axes(loop: Loop, program: Program) -> Loop:
 def _divided_axis(loop: Loop, program: Program) -> tuple[Axis, int] | None:
     indices = _output_indices(loop, program)
     for operand in _operands(loop, program):
-        indices += [operand.flat, *(condition.index for condition in operand.mask if isinstance(condition, (Bound, Divides)))]
+        indices += [
+            operand.flat,
+            *(condition.index for condition in operand.mask if isinstance(condition, (Bound, Divides))),
+        ]
     for index in indices:
         for atom, _ in index.terms:
             if isinstance(atom, (Div, Mod)):

@@ -104,7 +104,7 @@ def plan_staging(operand: Operand, program: Program, apart: Iterable[Axis]) -> S
 
 
 def staged_in_order(operand: Operand, axes: Sequence[Axis]) -> Staging | None:
-    """A copy of an unmasked affine operand with `axes` in this order, the last one innermost; None if it is too large."""
+    """A copy of an unmasked affine operand with `axes` in this order, outermost first; None if it is too large."""
     dimensions, rest, pitch = [], operand.flat, 1
     for axis in reversed(axes):
         stride = operand.stride(axis)
@@ -117,7 +117,8 @@ def staged_in_order(operand: Operand, axes: Sequence[Axis]) -> Staging | None:
 
 def _masked_dimensions(operand: Operand) -> tuple[list[Dimension], Index] | None:
     """One dimension for each index that the mask restricts, and the address without them."""
-    rest, dimensions = operand.flat, []
+    rest = operand.flat
+    dimensions: list[Dimension] = []
     for place, offset, step, low, high in _directions(operand):
         factor = _factor(rest, place)
         if factor is None or not offset.is_affine or any(offset.axes & other.index.axes for other in dimensions):
@@ -131,7 +132,7 @@ def _masked_dimensions(operand: Operand) -> tuple[list[Dimension], Index] | None
 
 
 def _directions(operand: Operand) -> list[tuple[Index, Index, int, int, int]]:
-    """What a mask says, by direction: (place in the source, offset = place * step where it is valid, step, low, high)."""
+    """What a mask says, by direction: (place in the source, offset = place * step where valid, step, low, high)."""
     found: dict[Index, tuple[Index, int, int, int]] = {}
     for condition in operand.mask:
         if isinstance(condition, Divides):
@@ -241,15 +242,15 @@ class Stager:
             squares(whole, outer.extent - whole)
 
     def _square(
-        self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int, rows: int,
-        start: str | int, columns: int,
+        self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int,
+        rows: int, start: str | int, columns: int,
     ) -> None:  # fmt: skip
         """Rows first .. of the copy, elements start .. of each."""
         ops = VectorOps(fn, self.lanes, self.element)
         at_source = fn.gep(source, fn.affine([(1, first), (inner.stride, start)]), self.element)
         at_copy = fn.gep(copy, fn.affine([(outer.pitch, first), (1, start)]), self.element)
-        read = [ops.load_first(fn.gep(at_source, k * inner.stride, self.element), rows) if k < columns else ops.constant(0)
-                for k in range(self.lanes)]  # fmt: skip
+        read = [ops.load_first(fn.gep(at_source, k * inner.stride, self.element), rows) for k in range(columns)]
+        read += [ops.constant(0)] * (self.lanes - columns)
         for row, values in enumerate(ops.transpose(read)[:rows]):
             ops.store_first(values, fn.gep(at_copy, row * outer.pitch, self.element), columns)
 
@@ -265,7 +266,9 @@ class Stager:
     def _zeros(self, fn: FunctionBuilder, copy: str, begin: int, end: int) -> None:
         if begin < end:
             start = fn.gep(copy, begin, self.element)
-            self._vectors(fn, end - begin, lambda ops, at, n: ops.store_first(ops.constant(0), fn.gep(start, at, self.element), n))
+            self._vectors(
+                fn, end - begin, lambda ops, at, n: ops.store_first(ops.constant(0), fn.gep(start, at, self.element), n)
+            )
 
     def _vectors(self, fn: FunctionBuilder, count: int, body) -> None:  # type: ignore[no-untyped-def]
         ops = VectorOps(fn, self.lanes, self.element)

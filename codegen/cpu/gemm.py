@@ -21,7 +21,8 @@ from fusegraph.ir.index import Axis
 
 __all__ = ["emit_gemm"]
 
-FINISH = "finish"
+FINISH = "finish"  # the epilogue of a whole panel
+START_AND_FINISH = "start_and_finish"  # each tile through scratch
 _PARALLEL_PRODUCTS = 32_768  # fewer take about a microsecond on one thread
 
 
@@ -55,7 +56,8 @@ class _Emitter:
         """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
         plan, element = self.plan, element_bytes(self.element)
         panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
-        sums = plan.tiles * plan.row_split.size * self._padded_width() * element if plan.keeps_sums else 0
+        tiles = plan.tiles if plan.blocks else 1 if plan.keeps_sums else 0
+        sums = tiles * plan.row_split.size * self._padded_width() * element
         sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
         self.offsets, at = [], 0
         for size in sizes:
@@ -83,22 +85,28 @@ class _Emitter:
         self.narrow_copy, self.wide_copy, self.panel, self.sums = (
             fn.gep("%scratch", offset, self.element) for offset in self.offsets
         )
-        staged = [stager for stager in (self.narrow_stager, self.wide_stager) if self._staged_outside(stager)]
+        stagers = [stager for stager in (self.narrow_stager, self.wide_stager) if stager is not None]
+        staged = [stager for stager in stagers if stager.staging.axes and self._staged_outside(stager)]
         grouping = tuple(axis for axis in plan.outer if any(axis in stager.staging.axes for stager in staged))
         inner = plan.outer[len(grouping) :]
         per_group = extent_of(inner) * plan.panels * plan.tiles
         low, high = thread_range(fn, extent_of(grouping) * per_group)
+        for stager in stagers:
+            if not stager.staging.axes:
+                self._stage(fn, stager, {})
 
         def group(number: str, first: str, last: str) -> None:
             coordinates = decode(fn, number, grouping)
             for stager in staged:
                 self._stage(fn, stager, coordinates)
-            for_each_part(fn, first, last, plan.tiles, lambda task, a, b: self._task(fn, task, inner, coordinates, a, b))
+            for_each_part(
+                fn, first, last, plan.tiles, lambda task, a, b: self._task(fn, task, inner, coordinates, a, b)
+            )
 
         for_each_part(fn, low, high, per_group, group)
 
-    def _staged_outside(self, stager: Stager | None) -> bool:
-        return stager is not None and not stager.staging.axes & set(self.plan.blocks)
+    def _staged_outside(self, stager: Stager) -> bool:
+        return not stager.staging.axes & set(self.plan.blocks)
 
     def _stage(self, fn: FunctionBuilder, stager: Stager, coordinates: Mapping[Axis, str]) -> None:
         copy = self.narrow_copy if stager is self.narrow_stager else self.wide_copy
@@ -108,7 +116,13 @@ class _Emitter:
         return f"%base{self.buffers.index(buffer)}"
 
     def _task(
-        self, fn: FunctionBuilder, task: str, inner: Sequence[Axis], coordinates: Mapping[Axis, str], first: str, last: str
+        self,
+        fn: FunctionBuilder,
+        task: str,
+        inner: Sequence[Axis],
+        coordinates: Mapping[Axis, str],
+        first: str,
+        last: str,
     ) -> None:
         """The tiles first .. last of one panel."""
         plan, panels = self.plan, Axis("panel", self.plan.panels)
@@ -127,8 +141,8 @@ class _Emitter:
 
     def _panel(self, fn: FunctionBuilder, place: Mapping[Axis, str], columns: int, first: str, last: str) -> None:
         plan = self.plan
-        if not plan.keeps_sums:
-            self._products(fn, WHOLE, place, columns, first, last)
+        if not plan.blocks:
+            self._products(fn, START_AND_FINISH if plan.keeps_sums else WHOLE, place, columns, first, last)
             return
         count = extent_of(plan.blocks)
         self._block(fn, START, "0", place, columns, first, last)
@@ -138,7 +152,14 @@ class _Emitter:
         self._rows(fn, FINISH, place, columns, self.panel, first, last)
 
     def _block(
-        self, fn: FunctionBuilder, kind: str, number: str, place: Mapping[Axis, str], columns: int, first: str, last: str
+        self,
+        fn: FunctionBuilder,
+        kind: str,
+        number: str,
+        place: Mapping[Axis, str],
+        columns: int,
+        first: str,
+        last: str,
     ) -> None:
         """The part of the sum that block `number` of the outer loops of the sum gives."""
         inside = {**place, **decode(fn, number, self.plan.blocks)}
@@ -191,13 +212,17 @@ class _Emitter:
             with fn.loop(start, end) as loop:
                 at = fn.affine([(size, loop.index)], split.start(size))
                 tile_place = {**place} if row is None else {**place, row: at}
-                tile_sums = fn.gep(sums, fn.affine([(split.size * self._padded_width(), loop.index)]), self.element)
+                offset = fn.affine([(split.size * self._padded_width(), loop.index)])
+                tile_sums = fn.gep(sums, offset, self.element) if plan.blocks else self.sums
                 if kind == FINISH:
                     self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
                     continue
                 narrow = base if plan.row_table else fn.gep(base, fn.affine([(plan.row_stride, at)]), self.element)
                 operands = Operands(narrow, wide, tile_sums)
-                self.micro.call(fn, kind, Tile(size, vectors), columns, memory, operands, tile_place)
+                first_call = START if kind == START_AND_FINISH else kind
+                self.micro.call(fn, first_call, Tile(size, vectors), columns, memory, operands, tile_place)
+                if kind == START_AND_FINISH:
+                    self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
 
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
@@ -231,7 +256,9 @@ def thread_range(fn: FunctionBuilder, count: int) -> tuple[str, str]:
     return low, fn.binary("udiv", "i64", fn.affine([(count, following)]), "%nt")
 
 
-def for_each_part(fn: FunctionBuilder, low: str, high: str, per_part: int, body: Callable[[str, str, str], None]) -> None:
+def for_each_part(
+    fn: FunctionBuilder, low: str, high: str, per_part: int, body: Callable[[str, str, str], None]
+) -> None:
     """Pieces low .. high in parts of `per_part`: body(part, first piece in the part, one past the last in the part)."""
     first = fn.binary("udiv", "i64", low, per_part)
     last = fn.binary("udiv", "i64", fn.affine([(1, high)], per_part - 1), per_part)

@@ -6,6 +6,7 @@ Every sensible plan is made and its time estimated in cycles; the cheapest one i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
@@ -21,13 +22,16 @@ from fusegraph.codegen.cpu.contract_plan import (
 from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging, staged_in_order
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
-from fusegraph.ir.index import Axis
+from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program
 
 __all__ = ["GemmPlan", "plan_gemm"]
 
 _MAX_TABLE = 4096  # entries of a table of row or column offsets
-_MAX_PANEL = 1 << 16  # elements of a packed panel; more do not stay in the cache
+_MAX_PANEL = 1 << 16  # elements of a packed panel; more do not stay in the second-level cache
+_MIN_DEPTH = 64  # steps of the sum that a block should have
+_MAX_ROWS = 14
+_MAX_TABLE_ROWS = 11  # rows of a tile whose addresses come from a table: one general register each
 
 _MAX_UNROLLED = 250  # instructions of an epilogue that is written out for every vector of a tile
 
@@ -37,6 +41,7 @@ _LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, way
 _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
 _STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
+_ACROSS_LINES = 1.4  # factor for dot products that are read at any offset, often across two lines
 _CALL = 25.0  # for each tile
 _STAGE, _STAGE_STRIDED = 0.4, 1.0  # for each element
 
@@ -94,7 +99,7 @@ class GemmPlan:
 
     @property
     def keeps_sums(self) -> bool:
-        """Whether sums go through scratch: the sum is done in blocks, or the epilogue is too long to be unrolled."""
+        """Whether the epilogue is written once for all rows, and reads a tile's sums from scratch."""
         tile = self.tile.rows * (1 if self.dot else self.tile.vectors)
         return bool(self.blocks) or epilogue_weight(self.found.loop.stages[1:]) * tile > _MAX_UNROLLED
 
@@ -109,7 +114,8 @@ class GemmPlan:
         found, outer = self.found, extent_of(self.outer)
         rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
         vectors = -(-found.column.extent // self.lanes)
-        total = outer * rows * (self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors))
+        step = self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors)
+        total = outer * rows * step
         total += outer * depth * self.panels * self.tiles * self._miss_cycles()
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
@@ -125,7 +131,10 @@ class GemmPlan:
     def _dot_cycles(self) -> float:
         step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes)
         steps = extent_of(self.sums[:-1]) * -(-self.sums[-1].extent // self.lanes)
-        return extent_of(self.blocks) * (steps * step + last)
+        flat = self.found.wide.flat
+        strides = [flat.constant, *(factor for atom, factor in flat.terms if atom is not self.sums[-1])]
+        across = 1.1 if all(stride % max(self.lanes // 2, 1) == 0 for stride in strides) else _ACROSS_LINES
+        return extent_of(self.blocks) * (steps * step * across + last)
 
     def _miss_cycles(self) -> float:
         """Extra cycles for each step of the sum of a tile."""
@@ -191,7 +200,7 @@ def _staged(found: Contraction, program: Program) -> tuple[Contraction, Staging 
 
 
 def _apart(found: Contraction, operand: Operand) -> list[Axis]:
-    """Axes that a copy of the operand is made anew for: the outermost ones in memory, all of the space or all of the sum."""
+    """Axes that a copy is made anew for: the outermost ones in memory, all of the space or all of the sum."""
     masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
     free = [axis for axis in operand.flat.axes - masked if axis is not found.column]
     free.sort(key=lambda axis: (-abs(operand.stride(axis)), axis.name))
@@ -207,75 +216,109 @@ def _plans(
     found: Contraction, narrow_copy: Staging | None, wide_copy: Staging | None, program: Program, vector_bits: int,
     plain_columns: bool, exact: bool,
 ) -> list[GemmPlan]:  # fmt: skip
-    blocks = tuple(
-        axis for axis in found.sums if any(copy is not None and axis in copy.axes for copy in (narrow_copy, wide_copy))
-    )
+    """Every plan for these roles and copies. Sums that a copy is made for are done block by block."""
+    copies = [copy for copy in (narrow_copy, wide_copy) if copy is not None]
+    blocks = tuple(axis for axis in found.sums if any(axis in copy.axes for copy in copies))
+    if exact and blocks != found.loop.stages[0].reduce_axes[: len(blocks)]:
+        return []
     found = replace(found, sums=tuple(axis for axis in found.sums if axis not in blocks))
     found = merge_axes(found, program, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact)
     layout = _layout(found, plain_columns)
     if layout is None:
         return []
-    row, row_stride, row_table, column_table = layout
-    outer = (*found.shared, *(axis for axis in found.columns if axis is not found.column))
     # the axis with the smallest stride innermost; exact results keep the order of the loop
     sums = found.sums if exact else tuple(sorted(found.sums, key=lambda axis: -abs(found.wide.stride(axis))))
-    if exact and blocks != found.loop.stages[0].reduce_axes[: len(blocks)]:
-        return []
-    steps = tuple((axis.extent, found.wide.stride(axis)) for axis in sums)
-    source = PanelSource(found.wide.stride(found.column), column_table, steps)
-    sources = [source] if column_table or source.column_stride != 1 else [None, source]
     lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
-    outer_rows = tuple(axis for axis in found.rows if axis is not row)
-    contiguous = all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program))
-    operands: list[tuple[Operand, Staging | None]] = [(found.narrow, narrow_copy)]
-    if narrow_copy is None and row is not None and row_stride == 1 and not blocks:
-        operands += _transposed(found.narrow, row, sums)
-    registers = 32 if vector_bits == 512 else 16
-    rows, columns = 1 if row is None else row.extent, found.column.extent
-    choices: list[tuple[Operand, Staging | None, PanelSource | None, Tile, bool]] = [
-        (*operand, panels, tile, False)
-        for operand in operands for panels in sources for tile in tiles(rows, columns, lanes, registers)
-    ]  # fmt: skip
-    if not exact and not column_table and sums and found.narrow.stride(sums[-1]) == found.wide.stride(sums[-1]) == 1:
-        choices += [(*operands[0], None, tile, True) for tile in dot_tiles(rows, columns, lanes, registers)]
-    plans = []
-    for narrow, copy, panels, tile, dot in choices:
-        copied = {axis for staging in (copy, wide_copy) if staging is not None for axis in staging.axes}
-        plans.append(GemmPlan(
-            replace(found, narrow=narrow), program, lanes, tile, row, outer_rows,
-            tuple(sorted(outer, key=lambda axis: axis not in copied)), blocks, sums, copy, wide_copy, narrow.stride(row),
-            row_table, panels, contiguous, dot,
-        ))  # fmt: skip
-    return plans
+    base = GemmPlan(
+        found, program, lanes, Tile(1, 1), layout.row,
+        outer_rows=tuple(axis for axis in found.rows if axis is not layout.row),
+        outer=(*found.shared, *(axis for axis in found.columns if axis is not found.column)),
+        blocks=blocks, sums=sums, narrow_copy=narrow_copy, wide_copy=wide_copy, row_stride=found.narrow.stride(layout.row),
+        row_table=layout.row_table, source=None,
+        contiguous=all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program)), dot=False,
+    )  # fmt: skip
+    return [_ordered(plan) for plan in _variants(base, layout, 32 if vector_bits == 512 else 16, exact)]
 
 
-def _transposed(narrow: Operand, row: Axis, sums: tuple[Axis, ...]) -> list[tuple[Operand, Staging]]:
-    """The narrow operand copied so that its rows are apart and the sum runs along memory."""
-    staging = staged_in_order(narrow, (row, *sums))
-    return [] if staging is None else [(staging.operand(), staging)]
+def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> Iterator[GemmPlan]:
+    """`base` with every tile, packed or not, with the narrow operand as it is or transposed, and as dot products."""
+    found, sums = base.found, base.sums
+    rows, columns, table = base.row_extent, found.column.extent, layout.column_table
+    most_rows = _MAX_TABLE_ROWS if base.row_table else _MAX_ROWS
+    for plan in (base, *_transposed(base)):
+        for tile in tiles(rows, columns, base.lanes, registers, most_rows):
+            if not table and found.wide.stride(found.column) == 1:
+                yield replace(plan, tile=tile)
+            yield _packed(replace(plan, tile=tile), table)
+    if not exact and not table and sums and found.narrow.stride(sums[-1]) == found.wide.stride(sums[-1]) == 1:
+        for tile in dot_tiles(rows, columns, base.lanes, registers):
+            yield replace(base, tile=tile, dot=True)
 
 
-def _layout(found: Contraction, plain_columns: bool) -> tuple[Axis | None, int, tuple[int, ...], tuple[int, ...]] | None:
-    """(row axis, its stride, or else its table, table of columns)."""
+def _ordered(plan: GemmPlan) -> GemmPlan:
+    """With the loops that a copy is made for outermost."""
+    copied = {axis for copy in (plan.narrow_copy, plan.wide_copy) if copy is not None for axis in copy.axes}
+    return replace(plan, outer=tuple(sorted(plan.outer, key=lambda axis: axis not in copied)))
+
+
+def _transposed(plan: GemmPlan) -> list[GemmPlan]:
+    """With the narrow operand copied so that its rows are apart and the sum runs along memory."""
+    if plan.narrow_copy is not None or plan.row is None or plan.row_stride != 1 or plan.blocks:
+        return []
+    copy = staged_in_order(plan.found.narrow, (plan.row, *plan.sums))
+    if copy is None:
+        return []
+    found = replace(plan.found, narrow=copy.operand())
+    return [replace(plan, found=found, narrow_copy=copy, row_stride=found.narrow.stride(plan.row))]
+
+
+def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
+    """With packed panels, of a part of the sum each if a whole one would not stay in the cache."""
+    width = plan.panel_width
+    while extent_of(plan.sums) * width > _MAX_PANEL:
+        first, *rest = plan.sums
+        inner = extent_of(rest)
+        if inner >= _MIN_DEPTH:
+            plan = replace(plan, blocks=(*plan.blocks, first), sums=tuple(rest))
+            continue
+        part = max(
+            (d for d in range(1, first.extent) if first.extent % d == 0 and d * inner * width <= _MAX_PANEL), default=1
+        )
+        if part * inner < _MIN_DEPTH:
+            break
+        plan = _split_sum(plan, first, part)
+    wide = plan.found.wide
+    steps = tuple((axis.extent, wide.stride(axis)) for axis in plan.sums)
+    return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps))
+
+
+def _split_sum(plan: GemmPlan, axis: Axis, part: int) -> GemmPlan:
+    """With `axis`, the first of the sum, in blocks of `part` steps."""
+    outer, inner = Axis(f"{axis.name}_block", axis.extent // part), Axis(f"{axis.name}_in_block", part)
+    mapping = {axis: Index.of(outer) * part + inner}
+    found = plan.found
+    found = replace(found, narrow=found.narrow.substitute(mapping), wide=found.wide.substitute(mapping))
+    return replace(plan, found=found, blocks=(*plan.blocks, outer), sums=(inner, *plan.sums[1:]))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    row: Axis | None
+    row_table: tuple[int, ...]
+    column_table: tuple[int, ...]
+
+
+def _layout(found: Contraction, plain_columns: bool) -> _Layout | None:
+    """The row axis, and the tables of rows and columns that are at irregular places; None if they cannot be had."""
     row = max(found.rows, key=lambda axis: axis.extent, default=None)
-    row_table: tuple[int, ...] = ()
-    row_stride = found.narrow.stride(row)
-    for axis in found.rows:
-        if axis not in found.narrow.affine_axes and axis is not row:
-            return None
-    if row is not None and row not in found.narrow.affine_axes:
-        offsets = offsets_along(found.narrow, row) if row.extent <= _MAX_TABLE else None
-        if offsets is None:
-            return None
-        row_table = offsets
-    column_table: tuple[int, ...] = ()
-    if found.column not in found.wide.affine_axes:
-        offsets = offsets_along(found.wide, found.column) if found.column.extent <= _MAX_TABLE else None
-        if offsets is None:
-            return None
-        column_table = offsets
-    elif not plain_columns:
-        return None  # the same plan as with plain columns
-    if not all(axis in found.wide.affine_axes for axis in found.columns if axis is not found.column):
+    irregular = [axis for axis in found.rows if axis not in found.narrow.affine_axes]
+    irregular += [axis for axis in found.columns if axis not in found.wide.affine_axes]
+    if any(axis is not row and axis is not found.column for axis in irregular):
         return None
-    return row, row_stride, row_table, column_table
+    if not plain_columns and found.column not in irregular:
+        return None  # the same plan as with plain columns
+    if any(axis.extent > _MAX_TABLE for axis in irregular):
+        return None
+    row_table = offsets_along(found.narrow, row) if row is not None and row in irregular else ()
+    column_table = offsets_along(found.wide, found.column) if found.column in irregular else ()
+    return None if row_table is None or column_table is None else _Layout(row, row_table, column_table)

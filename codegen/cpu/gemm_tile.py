@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["Split", "Tile", "dot_cost", "dot_tiles", "even_split", "tile_cost", "tiles"]
 
+_KEPT = 4  # tiles that a plan chooses from
 _FMA_LATENCY = 4  # cycles; two units, so that eight sums must be in flight
 _OPERATIONS_PER_CYCLE = 6  # what the front end delivers
 
@@ -47,15 +49,18 @@ def even_split(extent: int, limit: int) -> Split:
     return Split(extent, count, size, extent - (size - 1) * count if count else 0)
 
 
-def tiles(rows: int, columns: int, lanes: int, registers: int) -> list[Tile]:
-    """Every tile that fits the registers (sums, one step's vectors, one broadcast) and is not larger than the output."""
+@lru_cache(maxsize=1024)
+def tiles(rows: int, columns: int, lanes: int, registers: int, most_rows: int = 14) -> tuple[Tile, ...]:
+    """The best few tiles that fit the registers (sums, one step's vectors, one broadcast)."""
     vectors = max(1, -(-columns // lanes))
-    return [
+    fitting = [
         Tile(r, v)
         for v in range(1, min(vectors, 8) + 1)
-        for r in range(1, min(max(rows, 1), 14) + 1)
+        for r in range(1, min(max(rows, 1), most_rows) + 1)
         if r * v + v + 1 <= registers
     ]
+    fitting.sort(key=lambda tile: (tile_cost(tile, rows, vectors), -tile.rows * tile.vectors))
+    return tuple(fitting[:_KEPT])
 
 
 def tile_cost(tile: Tile, rows: int, vectors: int) -> float:
@@ -68,17 +73,17 @@ def tile_cost(tile: Tile, rows: int, vectors: int) -> float:
     return total
 
 
-def dot_tiles(rows: int, columns: int, lanes: int, registers: int) -> list[Tile]:
-    """Every tile of rows x columns dot products that fits: a vector of partial sums each, the vectors of a step's columns.
-
-    Here `vectors` counts columns.
-    """
-    return [
+@lru_cache(maxsize=1024)
+def dot_tiles(rows: int, columns: int, lanes: int, registers: int) -> tuple[Tile, ...]:
+    """The best few tiles of rows x columns dot products that fit; `vectors` of such a tile counts columns."""
+    fitting = [
         Tile(r, c)
         for c in range(1, min(columns, lanes) + 1)
         for r in range(1, min(rows, 6) + 1)
         if r * c + c + 1 <= registers
     ]
+    fitting.sort(key=lambda tile: (dot_cost(tile, rows, columns, lanes), -tile.rows * tile.vectors))
+    return tuple(fitting[:_KEPT])
 
 
 def dot_cost(tile: Tile, rows: int, columns: int, lanes: int) -> tuple[float, float]:
