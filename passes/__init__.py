@@ -16,6 +16,7 @@ from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
 from fusegraph.passes.cse import CSE
 from fusegraph.passes.dce import DCE
 from fusegraph.passes.gradients import GRADIENTS, SOFTMAX_PASS
+from fusegraph.passes.products import PRODUCTS_PASS
 from fusegraph.passes.reductions import REDUCTIONS_PASS
 from fusegraph.passes.scalars import SCALARS_PASS
 from fusegraph.passes.simplify import SIMPLIFY
@@ -25,7 +26,8 @@ from fusegraph.passes.split_reduce import SPLIT_REDUCE
 __all__ = ["PIPELINE", "Pass", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
 
 PIPELINE: tuple[Pass, ...] = (
-    SIMPLIFY, CSE, GRADIENTS, SOFTMAX_PASS, SCALARS_PASS, REDUCTIONS_PASS, SPARSE_PASS, SPLIT_REDUCE, DCE)
+    SIMPLIFY, CSE, GRADIENTS, SOFTMAX_PASS, SCALARS_PASS, PRODUCTS_PASS, REDUCTIONS_PASS, SPARSE_PASS, SPLIT_REDUCE,
+    DCE)
 
 # Rounds over all passes. Traced training steps settle in two to four; the bound is for rules that work on long chains.
 MAX_ROUNDS = 12

@@ -76,12 +76,13 @@ class Value:
 class RewriteBuilder(GraphBuilder):
     """A builder that takes over unchanged nodes of another graph as they are (nodes are immutable).
 
-    `location` is where new nodes belong to when nothing else is said; `uses` counts the readers that a rewritten node
-    had in the graph that is being rewritten (a result counts as one).
+    `location` is where new nodes belong to when nothing else is said; `readers` lists the primitives that read a
+    rewritten node in the graph that is being rewritten (a result counts as "result").
     """
 
     location: Location = NOWHERE
-    uses: dict[Node, int] = field(default_factory=lambda: defaultdict(int))
+    readers: dict[Node, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _positions: dict[Node, int] = field(default_factory=dict)
 
     def add(self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None,
             location: Location = NOWHERE) -> Node:
@@ -104,9 +105,15 @@ class RewriteBuilder(GraphBuilder):
         """`node` as an operand of the functions in `fusegraph.ir.emit`."""
         return Value(self, node)
 
+    def position(self, node: Node) -> int:
+        """When `node` was added: a key to sort by that does not depend on how a graph was written."""
+        for number in range(len(self._positions), len(self.nodes)):
+            self._positions[self.nodes[number]] = number
+        return self._positions[node]
+
     def is_single_use(self, node: Node) -> bool:
         """Whether at most one node reads `node`: what is computed for it is not needed elsewhere."""
-        return self.uses[node] <= 1
+        return len(self.readers.get(node, ())) <= 1
 
     def reshape(self, x: Node, shape: Shape) -> Node:
         """`x` with another shape."""
@@ -138,14 +145,14 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     """
     build = RewriteBuilder(list(graph.inputs), list(graph.inputs))
     new: dict[Node, Node] = {node: node for node in graph.inputs}
-    count = _count_uses(graph)
+    readers = _readers(graph)
     for node in graph.inputs:
-        build.uses[node] += count[node]
+        build.readers[node] += readers[node]
     for node in graph.nodes:
         if node.op != "input":
             build.location = node.location
             new[node] = result = _apply(build, rule, build.copy(node, tuple([new[value] for value in node.inputs])))
-            build.uses[result] += count[node]
+            build.readers[result] += readers[node]
     if all(new[node] is node for node in graph.results):
         return graph
     updates = [(old, new[value]) for old, value in graph.updates]
@@ -172,14 +179,14 @@ def _is_same(a: Graph, b: Graph) -> bool:
     return all(match[x] is y for x, y in zip(a.results, b.results))
 
 
-def _count_uses(graph: Graph) -> dict[Node, int]:
-    count = dict.fromkeys(graph.nodes, 0)
+def _readers(graph: Graph) -> dict[Node, list[str]]:
+    readers: dict[Node, list[str]] = {node: [] for node in graph.nodes}
     for node in graph.nodes:
         for value in node.inputs:
-            count[value] += 1
+            readers[value].append(node.op)
     for node in graph.results:
-        count[node] += 1
-    return count
+        readers[node].append("result")
+    return readers
 
 
 def _apply(build: RewriteBuilder, rule: Rule, node: Node) -> Node:

@@ -9,7 +9,16 @@ from __future__ import annotations
 import math
 
 from fusegraph.ir.graph import Graph, Node
-from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, aligned, rewrite, without_axes
+from fusegraph.passes.base import (
+    Pass,
+    RewriteBuilder,
+    Rules,
+    Value,
+    aligned,
+    constant_value,
+    rewrite,
+    without_axes,
+)
 from fusegraph.passes.simplify_reduce import is_large, joined_axes
 
 REDUCTIONS = Rules()
@@ -42,6 +51,38 @@ def sum_of_sum(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
         return None
     axes = joined_axes(inner.inputs[0], inner.params["axes"], node.params["axes"])
     return None if is_large(inner.inputs[0], axes) else build.reduce(node.op, inner.inputs[0], axes)
+
+
+@REDUCTIONS.on("sum")
+def sum_of_centred(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """sum(x - mean(x)) -> sum(x) * 0  over the same axes: 0, or NaN where x is not finite"""
+    (centred,) = inputs
+    if centred.op != "sub" or node.dtype.kind != "f":
+        return None
+    x, mean = centred.inputs
+    axes = node.params["axes"]
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
+    if mean.op != "expand" or aligned(mean.inputs[0].shape, x.ndim) != kept:
+        return None
+    product = below_reshapes(mean.inputs[0])
+    for total, factor in (product.inputs, product.inputs[::-1]) if product.op == "mul" else ():
+        total = below_reshapes(total)
+        if total.op == "sum" and total.inputs[0] is x and total.params["axes"] == axes and _is_share(factor, x, axes):
+            return build.add("mul", (total, build.full(0, node.shape, node.dtype)))
+    return None
+
+
+def _is_share(factor: Node, x: Node, axes: tuple[int, ...]) -> bool:
+    """Whether `factor` is 1 / (how many elements are added up)."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    return count > 0 and constant_value(factor) == float(x.dtype.type(1 / count))
+
+
+def below_reshapes(node: Node) -> Node:
+    """What `node` is a reshape of."""
+    while node.op == "reshape":
+        node = node.inputs[0]
+    return node
 
 
 @REDUCTIONS.on("sum", "prod", "max", "min")

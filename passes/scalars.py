@@ -1,6 +1,6 @@
 """Scalar factors: gathered, and applied where the tensor is smallest. Not bit-exact; left out when `exact`.
 
-    (x * s) * t -> x * (s * t)      sum(x * s) -> sum(x) * s      (x * s) @ y -> (x @ y) * s      x / s -> x * (1 / s)
+    (x * s) * t -> x * (s * t)      (x * s) * y -> (x * y) * s      (x * s) @ y -> (x @ y) * s      x / s -> x * (1 / s)
 
 with s, t numbers that are repeated (a constant, a learning rate, 1 / N of a mean). The rules are those of the fast-math
 flags that the code is compiled with: reassociation of products, reciprocals (one rounding more), and zeros whose sign
@@ -22,7 +22,6 @@ from fusegraph.passes.base import (
     Value,
     constant_value,
     rewrite,
-    scalar_of,
     split_factor,
     without_expand,
 )
@@ -132,29 +131,16 @@ def constant_chain(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
 
 @SCALARS.on("mul")
 def factor_outward(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
-    """(x * s) * y -> (x * y) * s;  (x * s) * expand(y) -> x * expand(y * s)  for a y that is smaller than x"""
+    """(x * s) * y -> (x * y) * s  (for a y that is smaller than x see `products`)"""
     if node.dtype.kind != "f" or split_factor(node) is not None:
         return None
     for scaled, y in (inputs, inputs[::-1]):
         parts = split_factor(scaled)
-        if parts is None or not build.is_single_use(scaled) or scalar_of(y) is not None:
+        if parts is None or not build.is_single_use(scaled) or without_expand(y).size * _SHARED <= node.size:
             continue
         x, scalar = parts
-        small = without_expand(y)
-        if small.size * _SHARED <= node.size:
-            return build.add("mul", (x, build.expand(_scaled(build, small, scalar), node.shape)))
         return _scaled(build, build.add("mul", (x, y)), scalar)
     return None
-
-
-@SCALARS.on("sum")
-def factor_of_sum(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
-    """sum(x * s) -> sum(x) * s"""
-    (x,) = inputs
-    parts = split_factor(x)
-    if parts is None or node.dtype.kind != "f" or not build.is_single_use(x):
-        return None
-    return _scaled(build, build.reduce("sum", parts[0], node.params["axes"]), parts[1])
 
 
 def _peeled(build: RewriteBuilder, operand: Node) -> tuple[Node, Node] | None:

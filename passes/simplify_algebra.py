@@ -99,6 +99,30 @@ def cast_of_cast(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
 
 
 @ALGEBRA.on("add")
+def doubled(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """x + x -> x * 2"""
+    x, y = inputs
+    return build.add("mul", (x, build.full(2, node.shape, node.dtype))) if x is y else None
+
+
+@ALGEBRA.on("add", "sub")
+def negated_view(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """x + expand(-y) -> x - expand(y);  x - expand(-y) -> x + expand(y);  also through reshape and permute"""
+    x, y = inputs
+    for first, second in ((x, y), (y, x)) if node.op == "add" else ((x, y),):
+        views: list[Node] = []
+        while second.op in ("expand", "reshape", "permute") and build.is_single_use(second):
+            views.append(second)
+            second = second.inputs[0]
+        if views and second.op == "neg" and build.is_single_use(second):
+            value = second.inputs[0]
+            for view in reversed(views):
+                value = build.add(view.op, (value,), view.params)
+            return build.add("sub" if node.op == "add" else "add", (first, value))
+    return None
+
+
+@ALGEBRA.on("add")
 def plus(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """x + (-y) -> x - y;  integers: x + 0 -> x, (x + c) + d -> x + (c + d)"""
     for x, y in (inputs, inputs[::-1]):

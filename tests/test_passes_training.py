@@ -171,6 +171,43 @@ def test_convolutional_net_computes_the_same() -> None:
     check_same(graph, optimized, arrays, 1e-11)
 
 
+@pytest.mark.parametrize("make, shape, axes", [
+    (lambda: nn.BatchNorm2d(8), (16, 8, 5, 5), (0, 2, 3)),
+    (lambda: nn.LayerNorm(32), (16, 32), (1,)),
+    (lambda: nn.RMSNorm(32), (16, 32), (1,)),
+], ids=["BatchNorm2d", "LayerNorm", "RMSNorm"])
+def test_gradient_of_a_normalisation_needs_few_sums(make: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    model = make().double()
+    rng = np.random.default_rng(4)
+
+    def gradient(x: Any, ct: Any) -> Any:
+        x = x.requires_grad_()
+        (found,) = fg.autograd.grad(model(x), [x], [ct])
+        return found
+    graph, arrays = trace_step(gradient, rng.standard_normal(shape), rng.standard_normal(shape))
+    optimized = run_pipeline(graph, verify=True)
+    sums = [node for node in optimized.nodes if node.op == "sum"]
+    assert all(node.params["axes"] == axes for node in sums)
+    backward = 1 if isinstance(model, nn.RMSNorm) else 2
+    assert len(sums) == backward + backward, "as many as in the forward pass: of x and its square, of g and g * x"
+    check_same(graph, optimized, arrays, 1e-12)
+
+
+def test_gradient_of_a_softmax_reads_the_softmax_alone() -> None:
+    rng = np.random.default_rng(5)
+
+    def gradient(x: Any, ct: Any) -> Any:
+        x = x.requires_grad_()
+        out = F.softmax(x, -1)
+        (found,) = fg.autograd.grad(out, [x], [ct])
+        return out.relu() + found
+    graph, arrays = trace_step(gradient, rng.standard_normal((6, 16)), rng.standard_normal((6, 16)))
+    optimized = run_pipeline(graph, verify=True)
+    (e,) = (node for node in optimized.nodes if node.op == "exp")
+    assert sorted(node.op for node in optimized.users()[e]) == ["mul", "sum"]
+    check_same(graph, optimized, arrays, 1e-12)
+
+
 class Block(nn.Module):
     """Attention, layer norm, gelu."""
 
