@@ -44,6 +44,7 @@ _STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
 _ACROSS_LINES = 1.4  # factor for dot products that are read at any offset, often across two lines
 _CALL = 25.0  # for each tile
 _STAGE, _STAGE_STRIDED = 0.4, 1.0  # for each element
+_FAR = 1.0  # for each step of the sum of a tile
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,16 @@ class GemmPlan:
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
             total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
-        for copy in (self.narrow_copy, self.wide_copy):
-            if copy is not None:
-                repeated = self.panels if copy.axes & set(self.blocks) else 1
-                each = _STAGE if copy.contiguous else _STAGE_STRIDED
-                total += copy.elements * extent_of(copy.axes) * repeated * each
-        return total
+        return total + sum(self._copy_cycles(copy) for copy in (self.narrow_copy, self.wide_copy) if copy is not None)
+
+    def _copy_cycles(self, copy: Staging) -> float:
+        """Time of making an operand's copies, and of reading them from further away if they are large."""
+        times = extent_of(copy.axes)
+        if copy.axes & set(self.blocks):  # made inside of the loops over panels
+            times *= self.panels * extent_of(axis for axis in self.outer if axis not in copy.axes)
+        far = _FAR if copy.elements > _MAX_PANEL else 0.0
+        steps = extent_of(self.outer) * extent_of(self.sums) * extent_of(self.blocks) * self.panels * self.tiles
+        return copy.elements * times * (_STAGE if copy.contiguous else _STAGE_STRIDED) + steps * far
 
     def _dot_cycles(self) -> float:
         step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes)
@@ -168,39 +173,40 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
     """
     plans = []
     for found in roles(loop, program):
-        staged = _staged(found, program)
-        if staged is not None:
+        for staged in _staged(found, program):
             for plain_columns in (True, False):
                 plans += _plans(*staged, program, vector_bits, plain_columns, exact)
     return min(plans, key=lambda plan: plan.cycles, default=None)
 
 
-def _staged(found: Contraction, program: Program) -> tuple[Contraction, Staging | None, Staging | None] | None:
+def _staged(found: Contraction, program: Program) -> Iterator[tuple[Contraction, Staging | None, Staging | None]]:
     """With masked operands replaced by their copies in scratch."""
-    operands: list[Operand] = []
-    copies: list[Staging | None] = []
-    for operand in (found.narrow, found.wide):
-        copy = None
-        if operand.mask:
-            copy = plan_staging(operand, program, _apart(found, operand))
-            if copy is None:
-                return None
-            operand = copy.operand()
-        if not operand.flat.is_affine:
-            return None
-        operands.append(operand)
-        copies.append(copy)
-    narrow, wide = operands
-    columns = tuple(axis for axis in found.columns if axis in wide.axes)
-    rows = tuple(axis for axis in found.rows if axis in narrow.axes)
-    shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
-    if found.column not in columns:
-        return None
-    return replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared), copies[0], copies[1]
+    for narrow, narrow_copy in _copies(found, found.narrow, program):
+        for wide, wide_copy in _copies(found, found.wide, program):
+            columns = tuple(axis for axis in found.columns if axis in wide.axes)
+            rows = tuple(axis for axis in found.rows if axis in narrow.axes)
+            shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
+            if found.column in columns:
+                new = replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared)
+                yield new, narrow_copy, wide_copy
 
 
-def _apart(found: Contraction, operand: Operand) -> list[Axis]:
-    """Axes that a copy is made anew for: the outermost ones in memory, all of the space or all of the sum."""
+def _copies(found: Contraction, operand: Operand, program: Program) -> Iterator[tuple[Operand, Staging | None]]:
+    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along its outermost axes."""
+    if not operand.mask:
+        if operand.flat.is_affine:
+            yield operand, None
+        return
+    seen = set()
+    for apart in (_outermost(found, operand), []):
+        copy = plan_staging(operand, program, apart)
+        if copy is not None and copy.operand().flat.is_affine and copy.axes not in seen:
+            seen.add(copy.axes)
+            yield copy.operand(), copy
+
+
+def _outermost(found: Contraction, operand: Operand) -> list[Axis]:
+    """The outermost unmasked axes in memory, all of the space or all of the sum."""
     masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
     free = [axis for axis in operand.flat.axes - masked if axis is not found.column]
     free.sort(key=lambda axis: (-abs(operand.stride(axis)), axis.name))
