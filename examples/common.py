@@ -104,7 +104,8 @@ def train(
 
 def show(history: History, what: str, facts: dict[str, str]) -> None:
     """Print the epochs as a table and what was reached as another."""
-    table = Table(title=what)
+    console.print(what)
+    table = Table()
     for name in ("epoch", "training loss", "accuracy", "seconds"):
         table.add_column(name, justify="right")
     for number, (loss, accuracy, seconds) in enumerate(history.epochs, start=1):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import fusegraph
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCE_FOLDERS = {"fusegraph": "fusegraph", "fusegraph.passes": "passes", "fusegraph.codegen": "codegen"}
@@ -83,6 +85,10 @@ def run_outside(python: Path, folder: Path, code: str) -> str:
 def test_every_package_of_the_checkout_is_listed() -> None:
     found = {".".join(Path(member).parent.parts) for member in modules_of_checkout()}
     assert set(CONFIG["tool"]["setuptools"]["packages"]) == found
+
+
+def test_version_is_the_same_everywhere() -> None:
+    assert fusegraph.__version__ == CONFIG["project"]["version"]
 
 
 def test_every_package_has_an_init_file() -> None:
