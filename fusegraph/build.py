@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fusegraph import log
+from fusegraph import events
 from fusegraph.errors import OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
@@ -195,7 +195,7 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
         except (KeyError, TypeError, ValueError):
             entry = None
         else:
-            log.event("cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms")
+            events.event("cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms")
             return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True)
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     code, layout = _generate(artifact)
@@ -203,7 +203,7 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
     started = time.perf_counter()
     artifact.executable = NativeStep(code, layout)
     artifact.seconds["load"] = time.perf_counter() - started
-    log.event("kernels", f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
+    events.event("kernels", f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
               f"compiled in {time.perf_counter() - start:.3f} s")
     return artifact
 

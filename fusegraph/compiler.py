@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fusegraph import autograd, log, tree
+from fusegraph import autograd, events, tree
 from fusegraph.build import Artifact, Options, build
-from fusegraph.errors import DTypeError, FusegraphError, OptionError
+from fusegraph.errors import DTypeError, FusegraphError, OptionError, UnsupportedError
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.partition import Joint, split_joint
 from fusegraph.tensor import Tensor, as_tensor
@@ -66,25 +66,59 @@ class Version:
     key: Key
     artifact: Artifact
     captured: list[Tensor]
-    updated: list[Tensor]
+    owners: list[tuple[int, Tensor]]
+    written: list[int]
     guards: list[Guard]
     rebuild: Callable[[list[Any]], Any]
     results: list[Any]
-    grads: list[tuple[Tensor, int | None]]
+    grads: list[tuple[Any, int | None]]
     grads_seen: list[tuple[Tensor, bool]]
+    values_seen: list[tuple[Tensor, int]]
     joint: Joint | None = None
     backward: Artifact | None = None
     checked: int = -1
     calls: int = field(default=0)
+    signatures: list[tuple[Any, ...]] = field(init=False)
+    learned: list[Tensor] = field(init=False)
+    dense: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.signatures = [_signature(tensor) for tensor in self.captured]
+        self.learned = [t for t in self.captured if t.requires_grad and type(t) is Tensor]  # a Parameter reports a change itself
+        self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
 
     def holds(self) -> bool:
-        """Whether the settings that the trace depended on are as they were."""
+        """Whether everything that the trace depended on is as it was."""
         version = configuration_version()
         if self.checked != version:
             if any(guard.read() != guard.value for guard in self.guards):
                 return False
+            if any(_signature(tensor) != known for tensor, known in zip(self.captured, self.signatures, strict=True)):
+                return False
+            self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
             self.checked = version
-        return all((tensor.grad is None) == was_none for tensor, was_none in self.grads_seen)
+        return (all((tensor._grad is None) == was_none for tensor, was_none in self.grads_seen)
+                and all(tensor._version == seen for tensor, seen in self.values_seen)
+                and all(tensor.requires_grad for tensor in self.learned))
+
+    def changes(self) -> list[str]:
+        """What is not as it was, in words."""
+        names = [(t, t.name or f"a tensor of shape {list(t.shape)}") for t in self.captured]
+        found = [f"{guard.what} was {guard.value!r}, now {guard.read()!r}" for guard in self.guards if guard.read() != guard.value]
+        found += [f"{name} was {_in_words(known)}, now {_in_words(_signature(t))}"
+                  for (t, name), known in zip(names, self.signatures, strict=True) if _signature(t) != known]
+        found += [f"the gradient of {t.name or 'a parameter'} was {'None' if none else 'there'}, now it is "
+                  f"{'there' if none else 'None'}" for t, none in self.grads_seen if (t._grad is None) != none]
+        found += [f"the value of {t.name or f'a {t.dtype.name}{list(t.shape)} tensor'} was read by Python code, and has changed"
+                  for t, seen in self.values_seen if t._version != seen]
+        return found
+
+    def sources(self, arguments: list[Tensor]) -> list[Tensor]:
+        """The tensors behind the graph's inputs: arguments, then captured ones (a gradient is its owner's present one)."""
+        found = [*arguments, *self.captured]
+        for position, owner in self.owners:
+            found[position] = owner._grad  # type: ignore[call-overload]
+        return found
 
 
 class Compiled:
@@ -129,7 +163,7 @@ class Compiled:
             elif isinstance(leaf, np.ndarray):
                 parts.append((leaf.shape, leaf.dtype.num, False))
             else:
-                parts.append((type(leaf), leaf if isinstance(leaf, (bool, int, float, str, bytes, type(None))) else id(leaf)))
+                parts.append((type(leaf), _in_key(leaf)))
         if any(isinstance(arg, (list, tuple, dict)) for arg in (*args, *kwargs.values())):
             parts.append(_shape_of(args, kwargs))
         return tuple(parts)
@@ -161,11 +195,7 @@ class Compiled:
             return "first call"
         known = next(reversed(self._versions.values()))
         for number in self._by_key.get(key, ()):
-            same = self._versions[number]
-            changed = [f"{g.what} was {g.value!r}, now {g.read()!r}" for g in same.guards if g.read() != g.value]
-            changed += [f"the gradient of {t.name or 'a parameter'} was {'None' if none else 'there'}, now it is "
-                        f"{'there' if none else 'None'}" for t, none in same.grads_seen if (t.grad is None) != none]
-            return "; ".join(changed) or "a setting changed"
+            return "; ".join(self._versions[number].changes()) or "a setting changed"
         return _difference(known.key, key, self._names, leaves)
 
     # -- making one ---------------------------------------------------------------------------------------------------
@@ -173,7 +203,7 @@ class Compiled:
     def _compile(self, key: Key, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Version:
         reason = self._reason(key, leaves)
         self.reasons.append(reason)
-        log.event("recompile", f"{_title(self._function)}: {reason}")
+        events.event("recompile", f"{_title(self._function)}: {reason}")
         tensors = [_as_argument(leaf) for leaf in leaves]
         with tracing() as trace:
             names = _leaf_names(self._names, leaves, rebuild)
@@ -184,35 +214,31 @@ class Compiled:
                 return self._finish(key, trace, symbols, result)
             finally:
                 for tensor, before in trace.grads_before.values():
-                    tensor.grad = before
+                    tensor._grad = before
 
     def _finish(self, key: Key, trace: Trace, symbols: list[Any], result: Any) -> Version:
         results, rebuild = tree.flatten(result, Tensor)
         lifted = [trace.lift(leaf) if isinstance(leaf, Tensor) else leaf for leaf in results]
         outputs = [leaf for leaf in lifted if isinstance(leaf, Tensor)]
-        grads: list[tuple[Tensor, int | None]] = []
-        for tensor, _ in trace.grads_before.values():
-            if tensor.grad is None or id(tensor) in trace.consumed_grads:
-                grads.append((tensor, None))
-            else:
-                grads.append((tensor, len(outputs)))
-                outputs.append(trace.lift(tensor.grad))
-        assigned = [c for c in trace.captured.values() if c.assigned]
-        updates = [(c.input, c.value._value) for c in assigned]
+        arguments = [symbol for symbol in symbols if isinstance(symbol, Tensor)]
+        grads = _left_gradients(trace, arguments, outputs)
+        assigned = [(c.input, c.value._value) for c in trace.captured.values() if c.assigned]
+        assigned += [(node, symbol._value) for node, symbol in zip(trace.builder.inputs, arguments, strict=False)
+                     if symbol._value is not node]
         joint = self._joint(trace, symbols, outputs) if not trace.grads_before else None
-        nodes = [out._value for out in outputs]
-        graph = trace.builder.finish(nodes, updates, _identifier(_title(self._function)))
+        graph = trace.builder.finish([out._value for out in outputs], assigned, _identifier(_title(self._function)))
         captured = {c.input: c.tensor for c in trace.captured.values()}
         read = [captured[node] for node in graph.inputs if node in captured]
+        first = len(arguments)
+        owners = [(first + i, owner) for i, t in enumerate(read) if (owner := trace.grad_owners.get(id(t))) is not None]
+        written = [graph.inputs.index(node) for node, _ in assigned]
         backward = None
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             backward = build(backward_graph, self._options)
-        artifact = build(graph, self._options)
-        seen = [(tensor, before is None) for tensor, before in trace.grads_before.values()
-                if any(t is tensor and position is not None for t, position in grads)]
-        return Version(key, artifact, read, [c.tensor for c in assigned], list(trace.guards), rebuild,
-                       [_MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads, seen, joint, backward)
+        return Version(key, build(graph, self._options), read, owners, written, list(trace.guards), rebuild,
+                       [_MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads,
+                       list(trace.grads_read.values()), list(trace.values_read.values()), joint, backward)
 
     def _joint(self, trace: Trace, symbols: list[Any], outputs: list[Tensor]) -> Joint | None:
         """What the backward pass computes, when a gradient may be asked for outside of the function."""
@@ -230,18 +256,25 @@ class Compiled:
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _run(self, version: Version, leaves: list[Any]) -> Any:
-        tensors = [_as_argument(leaf) for leaf in leaves]
-        arguments = [t for t in tensors if isinstance(t, Tensor)]
-        arrays = [_dense(t._value) for t in arguments] + [t._value for t in version.captured]
+        arguments = [t for t in map(_as_argument, leaves) if isinstance(t, Tensor)]
+        sources = version.sources(arguments)
+        arrays = [tensor._value for tensor in sources]
+        dense = len(arguments) if version.dense and not version.owners else len(arrays)
+        arrays[:dense] = map(_dense, arrays[:dense])
+        for position in version.written:
+            if not sources[position]._value.flags.writeable:
+                raise UnsupportedError(f"{sources[position].name or 'an argument'} of shape {list(sources[position].shape)} is overwritten "
+                                       "by the compiled function, but its memory is read-only (a view?): pass a copy")
         made = version.artifact.run(arrays)
         version.calls += 1
-        for tensor in version.updated:
-            tensor._version += 1
+        for position in version.written:
+            sources[position]._version += 1
+            if arrays[position] is not sources[position]._value:
+                np.copyto(sources[position]._value, arrays[position])
         outputs = [Tensor._make(value) for value in made[:len(made) if version.joint is None else version.joint.count]]
-        for tensor, position in version.grads:
-            tensor.grad = None if position is None else outputs[position]
+        _leave_gradients(version, arguments, outputs)
         if version.joint is not None and version.backward is not None:
-            version.joint.attach(version, arguments, arrays, outputs, made)
+            version.joint.attach(version, sources, arrays, outputs, made)
         rest = iter(outputs)
         return version.rebuild([next(rest) if leaf is _MADE else leaf for leaf in version.results])
 
@@ -267,6 +300,45 @@ class Compiled:
 
         version = self.compiled_for(*args, **kwargs)
         return dump([version.artifact, *([version.backward] if version.backward is not None else [])], folder)
+
+
+# -- gradients and state ------------------------------------------------------------------------------------------------------
+
+def _left_gradients(trace: Trace, arguments: list[Tensor], outputs: list[Tensor]) -> list[tuple[Any, int | None]]:
+    """(whose gradient the function has set: a leaf, or the number of an argument; which output it is, or None). Adds to `outputs`.
+
+    A gradient that an optimizer has used up is not handed out: the step would have to write it to memory.
+    """
+    found: list[tuple[Any, int | None]] = []
+    place = {id(symbol): number for number, symbol in enumerate(arguments)}
+    for tensor, _ in trace.grads_before.values():
+        owner = place.get(id(tensor), tensor)
+        if tensor._grad is None or id(tensor) in trace.consumed_grads:
+            if owner is tensor:
+                found.append((tensor, None))
+        else:
+            found.append((owner, len(outputs)))
+            outputs.append(trace.lift(tensor._grad))
+    return found
+
+
+def _leave_gradients(version: Version, arguments: list[Tensor], outputs: list[Tensor]) -> None:
+    """Set `.grad` of leaves, and add to that of arguments, as the function did."""
+    for owner, position in version.grads:
+        if not isinstance(owner, int):
+            owner._grad = None if position is None else outputs[position]
+        elif position is not None:
+            argument = arguments[owner]
+            argument.grad = outputs[position] if argument.grad is None else argument.grad + outputs[position]
+
+
+def _signature(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.shape, tensor.dtype, tensor.requires_grad)
+
+
+def _in_words(signature: tuple[Any, ...]) -> str:
+    shape, dtype, learned = signature
+    return f"{dtype.name}{list(shape)}{', with a gradient' if learned else ''}"
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------------
@@ -298,6 +370,33 @@ def _leaf_names(names: tuple[str, ...], leaves: list[Any], rebuild: Callable[[li
         for position, leaf in enumerate(parts):
             out[leaf] = name if len(parts) == 1 else f"{name}_{position}"
     return out
+
+
+class _Same:
+    """Stands in a signature for an object that cannot be hashed: equal to itself only (and kept alive, so that it stays unique)."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __repr__(self) -> str:
+        return repr(self.held)
+
+
+def _in_key(leaf: Any) -> Any:
+    """A value as part of a signature: -0.0 is not 0.0; objects are kept alive, so that no other one can take their place."""
+    if type(leaf) is float and leaf == 0.0:
+        return str(leaf)
+    try:
+        hash(leaf)
+    except TypeError:
+        return _Same(leaf)
+    return leaf
 
 
 def _shape_of(*values: Any) -> str:
