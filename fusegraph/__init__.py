@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fusegraph import autograd, functional, nn, ops, optim
 from fusegraph import methods as _methods  # noqa: F401  (gives Tensor its methods)
-from fusegraph import autograd, functional, nn, optim
 from fusegraph.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled, value_and_grad
 from fusegraph.autograd import grad_of as grad
 from fusegraph.compiler import Compiled, compile
@@ -12,5 +12,37 @@ from fusegraph.ops import *  # noqa: F403
 from fusegraph.random import Generator, manual_seed
 from fusegraph.runtime.threads import get_num_threads, set_num_threads
 from fusegraph.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
+
+__all__ = [
+    "Compiled",
+    "Generator",
+    "Tensor",
+    "as_tensor",
+    "autograd",
+    "bool_",
+    "compile",
+    "enable_grad",
+    "float32",
+    "float64",
+    "from_dlpack",
+    "from_numpy",
+    "functional",
+    "get_num_threads",
+    "grad",
+    "int32",
+    "int64",
+    "is_grad_enabled",
+    "manual_seed",
+    "nn",
+    "no_grad",
+    "optim",
+    "set_grad_enabled",
+    "set_num_threads",
+    "tensor",
+    "uint32",
+    "uint8",
+    "value_and_grad",
+    *ops.__all__,
+]
 
 __version__ = "0.1.0"

@@ -10,14 +10,17 @@ from fusegraph.ops import inplace
 from fusegraph.tensor import Tensor, as_tensor, tensor
 
 SAME_NAME = (
-    "abs add addcdiv addcmul addmm all allclose amax amin any argmax argmin argsort baddbmm bincount bitwise_and bitwise_or bitwise_xor bmm "
-    "broadcast_to ceil chunk clamp clamp_max clamp_min clip contiguous cos cosh count_nonzero cumprod cumsum diag diag_embed diagonal div dot "
-    "eq equal erf erfc exp exp2 expand expand_as expm1 flatten flip floor floor_divide fmod frac gather ge gt index_add index_select inner "
-    "isclose isfinite isinf isnan isneginf isposinf le lerp log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor "
-    "logit logsumexp lt masked_fill masked_select matmul matrix_power max maximum mean median min minimum mm moveaxis movedim mul multinomial "
-    "mv nan_to_num narrow ne neg nonzero norm outer permute pow prod ravel reciprocal relu remainder repeat repeat_interleave reshape "
-    "reshape_as roll rot90 round rsqrt scatter scatter_add select sigmoid sign sin sinh sort split sqrt square squeeze std sub sum swapaxes t "
-    "take_along_dim tan tanh tile topk trace transpose tril triu trunc unbind unflatten unfold unique unsqueeze var view where xlogy"
+    "abs add addcdiv addcmul addmm all allclose amax amin any argmax argmin argsort baddbmm bincount bitwise_and "
+    "bitwise_or bitwise_xor bmm broadcast_to ceil chunk clamp clamp_max clamp_min clip contiguous cos cosh "
+    "count_nonzero cumprod cumsum diag diag_embed diagonal div dot eq equal erf erfc exp exp2 expand expand_as "
+    "expm1 flatten flip floor floor_divide fmod frac gather ge gt index_add index_select inner isclose isfinite "
+    "isinf isnan isneginf isposinf le lerp log log10 log1p log2 logaddexp logical_and logical_not logical_or "
+    "logical_xor logit logsumexp lt masked_fill masked_select matmul matrix_power max maximum mean median min "
+    "minimum mm moveaxis movedim mul multinomial mv nan_to_num narrow ne neg nonzero norm outer permute pow prod "
+    "ravel reciprocal relu remainder repeat repeat_interleave reshape reshape_as roll rot90 round rsqrt scatter "
+    "scatter_add select sigmoid sign sin sinh sort split sqrt square squeeze std sub sum swapaxes t "
+    "take_along_dim tan tanh tile topk trace transpose tril triu trunc unbind unflatten unfold unique unsqueeze "
+    "var view where xlogy"
 ).split()
 
 OPERATORS = {
@@ -164,6 +167,8 @@ if TYPE_CHECKING:
         def __getitem__(self, key: Any) -> Tensor: ...
         def __lt__(self, other: Any) -> Tensor: ...
         def __gt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
 
 
 attach()

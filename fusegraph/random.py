@@ -1,7 +1,8 @@
 """Random numbers from counters: the same eager and compiled, and on any number of threads.
 
-A generator holds a key (made from its seed) and a counter of calls. Both are ordinary state: a compiled step reads them and
-writes the new counter, as it does with parameters. Element i of call c is Philox-2x32-10 of (i, c) under the key.
+A generator holds a key (made from its seed) and a counter of calls. Both are ordinary state: a compiled step reads
+them and writes the new counter, as it does with parameters. Element i of call c is Philox-2x32-10 of (i, c) under the
+key.
 """
 
 from __future__ import annotations

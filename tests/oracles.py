@@ -20,7 +20,9 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
-    """Equal shape, NaN and infinities in the same places, and all else within `tolerance` of the largest magnitude (at least 1)."""
+    """Equal shape, NaN and infinities in the same places, and all else within `tolerance` of the largest magnitude
+    (at least 1).
+    """
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if actual.dtype.kind != "f":
@@ -44,13 +46,18 @@ def flat_outputs(result: Any) -> list[Any]:
     return [] if result is None else [result]
 
 
-def same_as_torch(ours: Callable[..., Any], theirs: Callable[..., Any], arrays: Sequence[Array], tolerance: float | None = None) -> None:
+def same_as_torch(
+    ours: Callable[..., Any], theirs: Callable[..., Any], arrays: Sequence[Array], tolerance: float | None = None
+) -> None:
     """Values, dtypes and gradients (of a random weighted sum of all outputs) of two functions of the same arrays."""
     import torch
 
     if tolerance is None:
-        tolerance = max(TOLERANCE[a.dtype.name] for a in arrays if a.dtype.kind == "f") if any(
-            a.dtype.kind == "f" for a in arrays) else 0.0
+        tolerance = (
+            max(TOLERANCE[a.dtype.name] for a in arrays if a.dtype.kind == "f")
+            if any(a.dtype.kind == "f" for a in arrays)
+            else 0.0
+        )
     xs = leaves(arrays)
     ys = [torch.tensor(np.array(a, order="C"), requires_grad=a.dtype.kind == "f") for a in arrays]
     outs, wanted = flat_outputs(ours(*xs)), flat_outputs(theirs(*ys))
@@ -59,9 +66,13 @@ def same_as_torch(ours: Callable[..., Any], theirs: Callable[..., Any], arrays: 
     total: Any = 0.0
     expected_total: Any = 0.0
     for number, (out, want) in enumerate(zip(outs, wanted, strict=True)):
-        assert out.dtype.name == str(want.dtype).removeprefix("torch."), f"output {number}: {out.dtype} against {want.dtype}"
+        assert out.dtype.name == str(want.dtype).removeprefix("torch."), (
+            f"output {number}: {out.dtype} against {want.dtype}"
+        )
         assert_close(out.detach().numpy(), want.detach().numpy(), tolerance, f"output {number}")
-        assert out.requires_grad == want.requires_grad, f"output {number}: requires_grad {out.requires_grad} against {want.requires_grad}"
+        assert out.requires_grad == want.requires_grad, (
+            f"output {number}: requires_grad {out.requires_grad} against {want.requires_grad}"
+        )
         if want.requires_grad:
             weight = rng.uniform(0.5, 1.5, want.shape).astype(want.detach().numpy().dtype)
             total = total + (out * weight).sum()
@@ -77,14 +88,20 @@ def same_as_torch(ours: Callable[..., Any], theirs: Callable[..., Any], arrays: 
             assert_close(got, want, tolerance, f"gradient of input {number}")
 
 
-def directional(function: Callable[[list[Array]], float], arrays: Sequence[Array], directions: Sequence[Array], step: float = 1e-5) -> float:
+def directional(
+    function: Callable[[list[Array]], float], arrays: Sequence[Array], directions: Sequence[Array], step: float = 1e-5
+) -> float:
     """The derivative of a number along `directions`, by central differences of fourth order."""
+
     def at(t: float) -> float:
         return function([a + t * d if a.dtype.kind == "f" else a for a, d in zip(arrays, directions, strict=True)])
+
     return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
 
 
-def check_gradients(function: Callable[..., Tensor], arrays: Sequence[Array], order: int = 2, tolerance: float = 1e-6) -> None:
+def check_gradients(
+    function: Callable[..., Tensor], arrays: Sequence[Array], order: int = 2, tolerance: float = 1e-6
+) -> None:
     """Gradients of a function of float64 arrays against finite differences; with `order` 2, gradients of gradients too.
 
     Along random directions, which every element takes part in.
@@ -115,8 +132,12 @@ def check_gradients(function: Callable[..., Tensor], arrays: Sequence[Array], or
         for _ in range(3):
             directions = [rng.uniform(-1, 1, a.shape) if a.dtype.kind == "f" else np.zeros((), a.dtype) for a in arrays]
             chosen = [d for d, a in zip(directions, arrays, strict=True) if a.dtype.kind == "f"]
-            exact = sum(float((g.detach().numpy() * d).sum()) for g, d in zip(grads, chosen, strict=True) if g is not None)
-            found = directional(lambda moved, level=level: float(level(*leaves(moved)).detach().numpy()), arrays, directions)
+            exact = sum(
+                float((g.detach().numpy() * d).sum()) for g, d in zip(grads, chosen, strict=True) if g is not None
+            )
+            found = directional(
+                lambda moved, level=level: float(level(*leaves(moved)).detach().numpy()), arrays, directions
+            )
             assert abs(exact - found) <= tolerance * max(1.0, abs(found)), f"{level.__name__}: {exact} against {found}"
 
 

@@ -21,7 +21,8 @@ def leaf(*values: float) -> fg.Tensor:
     return fg.tensor(list(values), dtype="float64", requires_grad=True)
 
 
-# -- backward -----------------------------------------------------------------------------------------------------------------
+# -- backward ---
+
 
 def test_gradients_accumulate() -> None:
     x = leaf(1.0, 2.0)
@@ -89,6 +90,7 @@ def test_modes() -> None:
     @fg.no_grad()
     def frozen(v: fg.Tensor) -> fg.Tensor:
         return v * 2
+
     assert not frozen(x).requires_grad and fg.is_grad_enabled()
     with pytest.raises(ZeroDivisionError), fg.no_grad():
         raise ZeroDivisionError
@@ -108,7 +110,8 @@ def test_changed_inputs_are_noticed() -> None:
         x.copy_(fg.ones(2))
 
 
-# -- grad ---------------------------------------------------------------------------------------------------------------------
+# -- grad ---
+
 
 def test_grad_of_outputs() -> None:
     x, y, unused = leaf(1.0, 2.0), leaf(3.0, 4.0), leaf(5.0)
@@ -128,6 +131,7 @@ def test_grad_of_outputs() -> None:
 def test_functional_forms() -> None:
     def f(x: Any, y: Any) -> Any:
         return (x * x * y).sum()
+
     value, gradient = fg.value_and_grad(f)(np.array([1.0, 2.0]), 3.0)
     assert value.item() == 15 and gradient.tolist() == [6, 12]
     both = fg.grad(f, argnums=(0, 1))(leaf(1.0, 2.0), leaf(3.0, 4.0))
@@ -155,25 +159,34 @@ def test_third_derivative() -> None:
 
 
 def test_hessian_of_a_network(rng: np.random.Generator) -> None:
-    check_gradients(lambda x, w, b: F.linear(F.gelu(F.linear(x, w, b)), w).softmax(-1), [rng.uniform(-1, 1, s) for s in ((3, 4), (4, 4), (4,))], tolerance=2e-6)
+    check_gradients(
+        lambda x, w, b: F.linear(F.gelu(F.linear(x, w, b)), w).softmax(-1),
+        [rng.uniform(-1, 1, s) for s in ((3, 4), (4, 4), (4,))],
+        tolerance=2e-6,
+    )
 
 
 @pytest.mark.torch
 def test_create_graph_accumulates_a_gradient_penalty(torch: Any) -> None:
     x, w = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([[0.3, -0.4]])
     ours, theirs = fg.tensor(w, requires_grad=True), torch.tensor(w, requires_grad=True)
-    for m, weight, data in ((fg, ours, fg.tensor(x, requires_grad=True)), (torch, theirs, torch.tensor(x, requires_grad=True))):
+    for m, weight, data in (
+        (fg, ours, fg.tensor(x, requires_grad=True)),
+        (torch, theirs, torch.tensor(x, requires_grad=True)),
+    ):
         out = m.tanh(data @ weight.T).sum()
         (g,) = m.autograd.grad(out, data, create_graph=True)
         (out + (g.norm(2, -1) - 1).square().mean()).backward()
     assert_close(ours.grad.detach().numpy(), theirs.grad.numpy(), 1e-12)
 
 
-# -- rules of one's own -------------------------------------------------------------------------------------------------------------
+# -- rules of one's own ---
+
 
 def test_with_vjp() -> None:
     def straight_through(x: fg.Tensor) -> fg.Tensor:
         return with_vjp(ops.round, [x], lambda ct, out, x: (ct * x * x,))  # (an odd rule, to see that it is used)
+
     x = leaf(1.4, -2.6)
     y = straight_through(x)
     assert y.tolist() == [1, -3] and y.requires_grad
@@ -202,13 +215,18 @@ def test_amax_is_exact_for_infinities() -> None:
 def test_masked_values_do_not_poison_gradients() -> None:
     """NaN and infinities that a mask leaves out have gradient 0, and so has what made them."""
     x = leaf(4.0, 0.0, -1.0)
-    for function in (lambda v: ops.where(v > 0, v, 0.0).sum(), lambda v: ops.where(v > 0, ops.sqrt(ops.where(v > 0, v, 1.0)), 0.0).sum(),
-                     lambda v: F.masked_mean(v[None], (v.detach() > 0)[None], 1).sum(), lambda v: F.masked_max(v[None], (v.detach() > 0)[None], 1).sum()):
+    for function in (
+        lambda v: ops.where(v > 0, v, 0.0).sum(),
+        lambda v: ops.where(v > 0, ops.sqrt(ops.where(v > 0, v, 1.0)), 0.0).sum(),
+        lambda v: F.masked_mean(v[None], (v.detach() > 0)[None], 1).sum(),
+        lambda v: F.masked_max(v[None], (v.detach() > 0)[None], 1).sum(),
+    ):
         (g,) = fg.autograd.grad(function(x), x)
         assert np.isfinite(g.numpy()).all() and (g.numpy()[1:] == 0).all()
 
 
-# -- traced ------------------------------------------------------------------------------------------------------------------------
+# -- traced ---
+
 
 def test_gradients_are_nodes_and_belong_to_the_line_of_their_operation(rng: np.random.Generator) -> None:
     w = fg.tensor(rng.normal(size=(3, 2)), requires_grad=True)
@@ -218,6 +236,7 @@ def test_gradients_are_nodes_and_belong_to_the_line_of_their_operation(rng: np.r
         y = x @ w
         loss = y.exp().sum()
         return fg.autograd.grad(loss, [w, x.requires_grad_()] if x.requires_grad else [w])
+
     x = fg.tensor(rng.normal(size=(4, 3)))
     traced = Traced(f, [x])
     assert [n.name for n in traced.graph.inputs] == ["argument0", "w"]
@@ -244,4 +263,5 @@ def test_higher_order_in_a_trace(rng: np.random.Generator) -> None:
         (g,) = fg.autograd.grad(F.log_softmax(v, 1).exp().square().sum(), v, create_graph=True)
         (h,) = fg.autograd.grad(g.square().sum(), v)
         return h
+
     assert_close(Traced(penalty, [x])(x)[0], penalty(x).detach().numpy(), 1e-12)

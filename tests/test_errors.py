@@ -11,7 +11,15 @@ import pytest
 import fusegraph as fg
 import fusegraph.functional as F
 from fusegraph import errors, nn, optim
-from fusegraph.errors import DTypeError, GradientError, IndexRangeError, OptionError, ShapeError, TraceError, UnsupportedError
+from fusegraph.errors import (
+    DTypeError,
+    GradientError,
+    IndexRangeError,
+    OptionError,
+    ShapeError,
+    TraceError,
+    UnsupportedError,
+)
 from fusegraph.trace import tracing
 
 x34, x45, x5 = fg.zeros(3, 4), fg.zeros(4, 5), fg.zeros(5)
@@ -36,7 +44,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "split": (lambda: x34.split([1, 1]), ShapeError, r"sizes \[1, 1\] do not add up to 3, axis 0 of shape \[3, 4\]"),
     "unflatten": (lambda: x34.unflatten(1, (3, 2)), ShapeError, r"do not multiply to 4"),
     "einsum_sizes": (lambda: fg.einsum("ij,jk->ik", x34, x34), ShapeError, "axis 'j' has sizes 4 and 3"),
-    "einsum_axes": (lambda: fg.einsum("ijk->i", x34), ShapeError, r"'ijk' names 3 axes of an operand of shape \[3, 4\]"),
+    "einsum_axes": (
+        lambda: fg.einsum("ijk->i", x34),
+        ShapeError,
+        r"'ijk' names 3 axes of an operand of shape \[3, 4\]",
+    ),
     "einsum_output": (lambda: fg.einsum("ij->z", x34), ShapeError, "must name axes of the operands"),
     "dot": (lambda: fg.dot(x5, fg.zeros(4)), ShapeError, r"dot: shapes \[5\] and \[4\] differ"),
     "mm": (lambda: fg.mm(x5, x5), ShapeError, r"mm takes tensors with 2 axes, got shape \[5\]"),
@@ -48,7 +60,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "max_of_number": (lambda: fg.tensor(1.0).max(0), ShapeError, r"a 0-d tensor has no axis"),
     "cat_numbers": (lambda: fg.cat([fg.tensor(1.0), fg.tensor(2.0)]), ShapeError, r"a 0-d tensor has no axis"),
     "select_number": (lambda: fg.tensor(1.0)[0], ShapeError, r"1 indices for a tensor of shape \[\]"),
-    "max_of_nothing": (lambda: fg.zeros(0, 3).amax(0), ShapeError, r"max of nothing: shape \[0, 3\] is empty along \[0\]"),
+    "max_of_nothing": (
+        lambda: fg.zeros(0, 3).amax(0),
+        ShapeError,
+        r"max of nothing: shape \[0, 3\] is empty along \[0\]",
+    ),
     "unsqueeze": (lambda: x34.unsqueeze(4), ShapeError, r"unsqueeze: dim 4 does not fit"),
     "t": (lambda: image.t(), ShapeError, r"use .mT or .transpose"),
     "tril": (lambda: x5.tril(), ShapeError, "a triangle needs two axes"),
@@ -60,14 +76,26 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "index_mask": (lambda: x34[x34 > 0], UnsupportedError, r"use fg.where\(mask, x, 0\)"),
     "gather": (lambda: x34.gather(1, np.array([[4]])), IndexRangeError, r"index 4 at \[0, 0\] is outside of \[0, 4\)"),
     "gather_axes": (lambda: x34.gather(1, np.array([0])), ShapeError, "need the same number of axes"),
-    "scatter": (lambda: x34.scatter_add(0, np.zeros((3, 5), int), fg.zeros(3, 5)), ShapeError, r"index \[3, 5\] must not be larger than input \[3, 4\]"),
+    "scatter": (
+        lambda: x34.scatter_add(0, np.zeros((3, 5), int), fg.zeros(3, 5)),
+        ShapeError,
+        r"index \[3, 5\] must not be larger than input \[3, 4\]",
+    ),
     "take": (lambda: fg.take(x34, np.array([-1])), IndexRangeError, r"index -1 at \[0\] is outside of \[0, 3\)"),
     "narrow": (lambda: x34.narrow(1, 2, 3), IndexRangeError, r"2 .. 5 is outside of axis 1"),
     "topk": (lambda: x5.topk(6), ShapeError, "k = 6 of axis 0"),
     # dtypes
     "bits": (lambda: x34 & x34, DTypeError, r"bit_and takes integers or bools, got float32\[3, 4\]"),
-    "linear_dtypes": (lambda: nn.Linear(4, 2)(x34.double()), DTypeError, r"input is float64, weight is float32; convert one with .to"),
-    "embedding_dtype": (lambda: nn.Embedding(4, 2)(x34), DTypeError, r"token ids must be integers, got float32\[3, 4\]"),
+    "linear_dtypes": (
+        lambda: nn.Linear(4, 2)(x34.double()),
+        DTypeError,
+        r"input is float64, weight is float32; convert one with .to",
+    ),
+    "embedding_dtype": (
+        lambda: nn.Embedding(4, 2)(x34),
+        DTypeError,
+        r"token ids must be integers, got float32\[3, 4\]",
+    ),
     "pow": (lambda: fg.tensor([2]) ** -1, OptionError, "negative power -1; convert to a floating point"),
     "pool_dtype": (lambda: F.max_pool2d(image.long(), 2), DTypeError, "takes floating point, got int64"),
     # layers
@@ -75,35 +103,87 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "conv_axes": (lambda: nn.Conv2d(3, 4, 3)(x34), ShapeError, r"conv2d: input \[3, 4\].*should be \[N, C, H, W\]"),
     "conv_channels": (lambda: nn.Conv2d(4, 4, 3)(image), ShapeError, r"3 channels do not fit weights for 4 x 1 groups"),
     "conv_kernel": (lambda: nn.Conv2d(3, 4, 9)(image), ShapeError, "the kernel is larger than the padded input"),
-    "conv_groups": (lambda: nn.Conv2d(3, 4, 3, groups=2), OptionError, "3 input and 4 output channels do not divide into 2 groups"),
-    "conv_padding": (lambda: nn.Conv2d(3, 4, 3, padding="reflect"), OptionError, "padding must be numbers, 'valid' or 'same'"),
+    "conv_groups": (
+        lambda: nn.Conv2d(3, 4, 3, groups=2),
+        OptionError,
+        "3 input and 4 output channels do not divide into 2 groups",
+    ),
+    "conv_padding": (
+        lambda: nn.Conv2d(3, 4, 3, padding="reflect"),
+        OptionError,
+        "padding must be numbers, 'valid' or 'same'",
+    ),
     "conv_same": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding="same"), OptionError, "padding='same' needs stride 1"),
     "conv_mode": (lambda: nn.Conv2d(3, 4, 3, padding_mode="circular"), OptionError, "only 'zeros'"),
     "conv1d_axes": (lambda: nn.Conv1d(3, 4, 3)(x5), ShapeError, r"should be \[N, C, L\]"),
     "pool_axes": (lambda: F.max_pool2d(x34, 2), ShapeError, r"should be \[N, C, H, W\] or \[C, H, W\], got \[3, 4\]"),
-    "pool_kernel": (lambda: F.avg_pool2d(image, 9), ShapeError, r"kernel \(9, 9\) is larger than the input \[2, 3, 8, 8\]"),
+    "pool_kernel": (
+        lambda: F.avg_pool2d(image, 9),
+        ShapeError,
+        r"kernel \(9, 9\) is larger than the input \[2, 3, 8, 8\]",
+    ),
     "pool_padding": (lambda: F.max_pool2d(image, 2, padding=2), OptionError, "at most half of the kernel"),
     "pool_size": (lambda: F.max_pool2d(image, 0), OptionError, "kernel_size must be 2 number"),
-    "batch_norm": (lambda: nn.BatchNorm2d(4)(image), ShapeError, r"BatchNorm2d\(4\): the input should be \[N, C, H, W\] with C = 4, got \[2, 3, 8, 8\]"),
+    "batch_norm": (
+        lambda: nn.BatchNorm2d(4)(image),
+        ShapeError,
+        r"BatchNorm2d\(4\): the input should be \[N, C, H, W\] with C = 4, got \[2, 3, 8, 8\]",
+    ),
     "batch_norm_one": (lambda: nn.BatchNorm1d(4)(fg.zeros(1, 4)), ShapeError, "more than one value"),
     "layer_norm": (lambda: nn.LayerNorm(5)(x34), ShapeError, r"the last axes of input \[3, 4\] should be \[5\]"),
     "group_norm": (lambda: nn.GroupNorm(2, 3), OptionError, "3 channels do not divide into 2 groups"),
-    "attention": (lambda: F.scaled_dot_product_attention(x34, x45, x34), ShapeError, r"query \[3, 4\], key \[4, 5\], value \[3, 4\]"),
-    "attention_both": (lambda: F.scaled_dot_product_attention(x34, x34, x34, attn_mask=x34, is_causal=True), OptionError, "not both"),
+    "attention": (
+        lambda: F.scaled_dot_product_attention(x34, x45, x34),
+        ShapeError,
+        r"query \[3, 4\], key \[4, 5\], value \[3, 4\]",
+    ),
+    "attention_both": (
+        lambda: F.scaled_dot_product_attention(x34, x34, x34, attn_mask=x34, is_causal=True),
+        OptionError,
+        "not both",
+    ),
     "dropout": (lambda: F.dropout(x34, -0.1), OptionError, r"p must be in \[0, 1\], got -0.1"),
     "gelu": (lambda: F.gelu(x34, "erf"), OptionError, "approximate must be 'none' or 'tanh'"),
-    "padding_idx": (lambda: nn.Embedding(4, 2, padding_idx=4), OptionError, "padding_idx 4 is outside of a table of 4 rows"),
+    "padding_idx": (
+        lambda: nn.Embedding(4, 2, padding_idx=4),
+        OptionError,
+        "padding_idx 4 is outside of a table of 4 rows",
+    ),
     "mask": (lambda: F.masked_mean(image, x34, 1), DTypeError, "the mask should be bool"),
     "mask_shape": (lambda: F.masked_mean(x34, fg.zeros(2, 4).bool(), 1), ShapeError, "do not broadcast|does not fit"),
     # labels and losses
-    "label": (lambda: F.cross_entropy(x34, np.array([0, 4, 1])), IndexRangeError, r"label 4 at \[1\] is outside of \[0, 4\)"),
+    "label": (
+        lambda: F.cross_entropy(x34, np.array([0, 4, 1])),
+        IndexRangeError,
+        r"label 4 at \[1\] is outside of \[0, 4\)",
+    ),
     "label_negative": (lambda: F.nll_loss(x34, np.array([0, 1, -1])), IndexRangeError, r"label -1 at \[2\]"),
     "label_dtype": (lambda: F.nll_loss(x34, x34[:, 0]), DTypeError, r"labels must be integers, got float32\[3\]"),
-    "label_shape": (lambda: F.cross_entropy(x34, np.array([0, 1])), ShapeError, r"scores \[3, 4\] need labels of shape \[3\], got \[2\]"),
-    "class_weight": (lambda: F.cross_entropy(x34, np.array([0, 1, 1]), weight=np.ones(3)), ShapeError, r"weight must be \[4\], one for each class"),
-    "reduction": (lambda: F.mse_loss(x34, x34, reduction="average"), OptionError, "reduction must be 'mean', 'sum' or 'none', got 'average'"),
-    "bce": (lambda: F.binary_cross_entropy(x34, x5), ShapeError, r"input \[3, 4\] and target \[5\] must have the same shape"),
-    "smoothing": (lambda: F.cross_entropy(x34, np.array([0, 1, 1]), label_smoothing=2), OptionError, "label_smoothing must be in"),
+    "label_shape": (
+        lambda: F.cross_entropy(x34, np.array([0, 1])),
+        ShapeError,
+        r"scores \[3, 4\] need labels of shape \[3\], got \[2\]",
+    ),
+    "class_weight": (
+        lambda: F.cross_entropy(x34, np.array([0, 1, 1]), weight=np.ones(3)),
+        ShapeError,
+        r"weight must be \[4\], one for each class",
+    ),
+    "reduction": (
+        lambda: F.mse_loss(x34, x34, reduction="average"),
+        OptionError,
+        "reduction must be 'mean', 'sum' or 'none', got 'average'",
+    ),
+    "bce": (
+        lambda: F.binary_cross_entropy(x34, x5),
+        ShapeError,
+        r"input \[3, 4\] and target \[5\] must have the same shape",
+    ),
+    "smoothing": (
+        lambda: F.cross_entropy(x34, np.array([0, 1, 1]), label_smoothing=2),
+        OptionError,
+        "label_smoothing must be in",
+    ),
     "token": (lambda: nn.Embedding(4, 2)(ids), IndexRangeError, r"token id 9 at \[2\] is outside of \[0, 4\)"),
     "token_one_hot": (lambda: F.embedding_one_hot(ids, fg.zeros(4, 2)), IndexRangeError, r"token id 9 at \[2\]"),
     "one_hot": (lambda: F.one_hot(ids, 4), IndexRangeError, r"class 9 at \[2\]"),
@@ -111,7 +191,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "seed": (lambda: fg.manual_seed(1.5), OptionError, "a seed must be an integer"),  # type: ignore[arg-type]
     "randint": (lambda: fg.randint(3, 3, (2,)), OptionError, r"\[3, 3\) is empty"),
     "arange": (lambda: fg.arange(0, 3, 0), OptionError, "step must not be 0"),
-    "backward": (lambda: F.mse_loss(x34, x34).backward(), GradientError, "does not depend on anything that requires a gradient"),
+    "backward": (
+        lambda: F.mse_loss(x34, x34).backward(),
+        GradientError,
+        "does not depend on anything that requires a gradient",
+    ),
     "forward": (lambda: nn.Module()(x34), UnsupportedError, r"Module has no forward\(self, ...\)"),
     "norm": (lambda: x34.norm("nuc"), OptionError, "p must be a number or 'fro'"),
 }
@@ -127,8 +211,27 @@ def test_message(name: str) -> None:
         assert "test_errors.py:" in str(caught.value) or isinstance(caught.value, GradientError), str(caught.value)
 
 
-TRACEABLE = [n for n in WRONG if n not in ("index_array", "index_mask", "topk", "arange", "seed", "randint", "backward", "gather", "take", "label",
-                                          "label_negative", "token", "token_one_hot", "one_hot")]
+TRACEABLE = [
+    n
+    for n in WRONG
+    if n
+    not in (
+        "index_array",
+        "index_mask",
+        "topk",
+        "arange",
+        "seed",
+        "randint",
+        "backward",
+        "gather",
+        "take",
+        "label",
+        "label_negative",
+        "token",
+        "token_one_hot",
+        "one_hot",
+    )
+]
 
 
 @pytest.mark.parametrize("name", TRACEABLE)
@@ -140,8 +243,13 @@ def test_the_same_message_while_tracing(name: str) -> None:
 
 
 def test_the_class_is_also_pythons() -> None:
-    for kind, python in ((ShapeError, ValueError), (DTypeError, TypeError), (IndexRangeError, IndexError), (OptionError, ValueError),
-                         (UnsupportedError, NotImplementedError)):
+    for kind, python in (
+        (ShapeError, ValueError),
+        (DTypeError, TypeError),
+        (IndexRangeError, IndexError),
+        (OptionError, ValueError),
+        (UnsupportedError, NotImplementedError),
+    ):
         assert issubclass(kind, python) and issubclass(kind, errors.FusegraphError)
 
 
@@ -153,6 +261,7 @@ def test_the_module_path_is_in_the_message() -> None:
 
         def forward(self, x: fg.Tensor) -> Any:
             return self.body[0](x)
+
     with pytest.raises(ShapeError, match=r"test_errors.py:\d+ Net.body.0.1"):
         Net()(x34)
     with pytest.raises(ShapeError):  # and the path is not left over from the call that failed
@@ -170,7 +279,11 @@ def test_a_failed_step_changes_nothing() -> None:
     x = fg.randn(5, 4)
     F.cross_entropy(net(x), np.zeros(5, int)).backward()
     opt.step()
-    before = {name: value.numpy().copy() for name, value in net.state_dict().items() if "running" not in name and "tracked" not in name}
+    before = {
+        name: value.numpy().copy()
+        for name, value in net.state_dict().items()
+        if "running" not in name and "tracked" not in name
+    }
     state = [value.numpy().copy() for entries in opt.state.values() for value in entries.values()]
     grads = [p.grad for p in net.parameters()]
     with pytest.raises(IndexRangeError):

@@ -18,35 +18,55 @@ DTYPES = ["float32", "float64"]
 
 
 @pytest.fixture
-def TF() -> Any:  # noqa: N802
+def TF() -> Any:
     """torch.nn.functional."""
-    return pytest.importorskip("torch.nn.functional", reason="torch is not installed: its results are what these are compared with")
+    return pytest.importorskip(
+        "torch.nn.functional", reason="torch is not installed: its results are what these are compared with"
+    )
 
 
-def compare(function: Op, TF: Any, arrays: list[Array]) -> None:  # noqa: N803
+def compare(function: Op, TF: Any, arrays: list[Array]) -> None:
     # torch's hardsigmoid multiplies gradients by the float32 nearest to 1/6, whatever the type.
     tolerance = 1e-7 if function is ACTIVATIONS["hardsigmoid"] and arrays[0].dtype == np.float64 else None
     same_as_torch(lambda *xs: function(F, *xs), lambda *xs: function(TF, *xs), arrays, tolerance)
 
 
 ACTIVATIONS: dict[str, Op] = {
-    "relu": lambda m, x: m.relu(x), "gelu": lambda m, x: m.gelu(x), "gelu_tanh": lambda m, x: m.gelu(x, approximate="tanh"),
-    "silu": lambda m, x: m.silu(x), "mish": lambda m, x: m.mish(x), "tanh": lambda m, x: m.tanh(x), "sigmoid": lambda m, x: m.sigmoid(x),
-    "logsigmoid": lambda m, x: m.logsigmoid(x), "softplus": lambda m, x: m.softplus(x), "softplus_beta": lambda m, x: m.softplus(x, 2.0, 3.0),
-    "elu": lambda m, x: m.elu(x), "elu_alpha": lambda m, x: m.elu(x, 0.5), "celu": lambda m, x: m.celu(x, 1.5),
-    "leaky_relu": lambda m, x: m.leaky_relu(x, 0.1), "hardtanh": lambda m, x: m.hardtanh(x), "relu6": lambda m, x: m.relu6(x),
-    "hardsigmoid": lambda m, x: m.hardsigmoid(x), "hardswish": lambda m, x: m.hardswish(x), "softsign": lambda m, x: m.softsign(x),
-    "softmax": lambda m, x: m.softmax(x, dim=-1), "softmax_0": lambda m, x: m.softmax(x, dim=0), "softmin": lambda m, x: m.softmin(x, dim=-1),
-    "log_softmax": lambda m, x: m.log_softmax(x, dim=-1), "log_softmax_0": lambda m, x: m.log_softmax(x, dim=0),
-    "dropout_eval": lambda m, x: m.dropout(x, 0.5, training=False) * 1, "dropout_all": lambda m, x: m.dropout(x, 1.0, training=True),
-    "normalize": lambda m, x: m.normalize(x, dim=-1), "normalize_1": lambda m, x: m.normalize(x, p=1.0, dim=0),
+    "relu": lambda m, x: m.relu(x),
+    "gelu": lambda m, x: m.gelu(x),
+    "gelu_tanh": lambda m, x: m.gelu(x, approximate="tanh"),
+    "silu": lambda m, x: m.silu(x),
+    "mish": lambda m, x: m.mish(x),
+    "tanh": lambda m, x: m.tanh(x),
+    "sigmoid": lambda m, x: m.sigmoid(x),
+    "logsigmoid": lambda m, x: m.logsigmoid(x),
+    "softplus": lambda m, x: m.softplus(x),
+    "softplus_beta": lambda m, x: m.softplus(x, 2.0, 3.0),
+    "elu": lambda m, x: m.elu(x),
+    "elu_alpha": lambda m, x: m.elu(x, 0.5),
+    "celu": lambda m, x: m.celu(x, 1.5),
+    "leaky_relu": lambda m, x: m.leaky_relu(x, 0.1),
+    "hardtanh": lambda m, x: m.hardtanh(x),
+    "relu6": lambda m, x: m.relu6(x),
+    "hardsigmoid": lambda m, x: m.hardsigmoid(x),
+    "hardswish": lambda m, x: m.hardswish(x),
+    "softsign": lambda m, x: m.softsign(x),
+    "softmax": lambda m, x: m.softmax(x, dim=-1),
+    "softmax_0": lambda m, x: m.softmax(x, dim=0),
+    "softmin": lambda m, x: m.softmin(x, dim=-1),
+    "log_softmax": lambda m, x: m.log_softmax(x, dim=-1),
+    "log_softmax_0": lambda m, x: m.log_softmax(x, dim=0),
+    "dropout_eval": lambda m, x: m.dropout(x, 0.5, training=False) * 1,
+    "dropout_all": lambda m, x: m.dropout(x, 1.0, training=True),
+    "normalize": lambda m, x: m.normalize(x, dim=-1),
+    "normalize_1": lambda m, x: m.normalize(x, p=1.0, dim=0),
 }
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_activations(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     for shape in ((7,), (3, 5), (2, 3, 9), (1, 1), (0, 4), (4, 0)):
         x = rng.uniform(-8, 8, shape).astype(dtype)
         compare(ACTIVATIONS[name], TF, [x])
@@ -56,7 +76,7 @@ def test_activations(name: str, dtype: str, TF: Any, rng: np.random.Generator) -
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_at_special_points(name: str, TF: Any) -> None:  # noqa: N803
+def test_activations_at_special_points(name: str, TF: Any) -> None:
     """Values for infinities and NaN; values and gradients at the points where pieces meet, and far out."""
     import torch
 
@@ -66,7 +86,13 @@ def test_activations_at_special_points(name: str, TF: Any) -> None:  # noqa: N80
         x = np.array([[nan, 1, 2], [inf, 1, 2], [-inf, 1, 2], [-inf, -inf, -inf], [0, 0, 0], [1e4, -1e4, 0]])
     if name != "dropout_all":
         ours, theirs = ACTIVATIONS[name](F, fg.tensor(x)), ACTIVATIONS[name](TF, torch.tensor(x))
-        if name in ("hardswish", "mish", "silu", "gelu", "gelu_tanh"):  # x * f(x) at -inf: 0 or NaN by how it is written
+        if name in (
+            "hardswish",
+            "mish",
+            "silu",
+            "gelu",
+            "gelu_tanh",
+        ):  # x * f(x) at -inf: 0 or NaN by how it is written
             keep = np.isfinite(x)
             ours, theirs = ours[np.flatnonzero(keep)], theirs[torch.tensor(keep)]
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-10, atol=1e-300, err_msg=name)
@@ -81,21 +107,24 @@ def test_second_derivatives(name: str, rng: np.random.Generator) -> None:
     check_gradients(lambda x: ACTIVATIONS[name](F, x), [rng.uniform(-2.5, 2.5, (3, 4))], tolerance=2e-6)
 
 
-# -- linear maps and lookups ----------------------------------------------------------------------------------------------
+# -- linear maps and lookups ---
+
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (0, 4), (1, 1, 4)], ids=str)
-def test_linear(shape: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_linear(shape: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     x, w, b = (rng.uniform(-1, 1, s).astype(dtype) for s in (shape, (5, 4), (5,)))
     compare(lambda m, x, w, b: m.linear(x, w, b), TF, [x, w, b])
     compare(lambda m, x, w: m.linear(x, w), TF, [x, w])
-    compare(lambda m, x, y, w, b: m.bilinear(x, y, w, b), TF, [x, x * 2, rng.uniform(-1, 1, (5, 4, 4)).astype(dtype), b])
+    compare(
+        lambda m, x, y, w, b: m.bilinear(x, y, w, b), TF, [x, x * 2, rng.uniform(-1, 1, (5, 4, 4)).astype(dtype), b]
+    )
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding(dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_embedding(dtype: str, TF: Any, rng: np.random.Generator) -> None:
     table = rng.uniform(-1, 1, (9, 4)).astype(dtype)
     for ids in (rng.integers(0, 9, (2, 7)), np.array(3), np.zeros((0,), np.int64), np.array([5, 5, 5, 0], np.int32)):
         compare(lambda m, i, w: m.embedding(i, w), TF, [ids, table])
@@ -105,19 +134,26 @@ def test_embedding(dtype: str, TF: Any, rng: np.random.Generator) -> None:  # no
     compare(lambda m, i: m.one_hot(i), TF, [np.array([0, 4, 2])])
 
 
-# -- convolution and pooling ----------------------------------------------------------------------------------------------
+# -- convolution and pooling ---
 
 CONVS: list[tuple[Any, Any, dict[str, Any]]] = [
-    ((2, 3, 7, 8), (4, 3, 3, 3), {}), ((2, 3, 7, 8), (4, 3, 3, 3), {"padding": 1, "stride": 2}), ((1, 4, 8, 6), (6, 2, 3, 2), {"groups": 2, "padding": (2, 1)}),
-    ((2, 4, 6, 5), (4, 1, 3, 3), {"groups": 4, "padding": "same"}), ((1, 2, 9, 9), (3, 2, 2, 4), {"padding": "same"}), ((1, 2, 9, 9), (3, 2, 3, 3), {"dilation": (2, 3)}),
-    ((3, 1, 1, 1), (2, 1, 1, 1), {}), ((2, 5, 5), (3, 2, 3, 3), {"padding": "valid"}), ((0, 3, 5, 5), (4, 3, 3, 3), {"padding": 1}),
+    ((2, 3, 7, 8), (4, 3, 3, 3), {}),
+    ((2, 3, 7, 8), (4, 3, 3, 3), {"padding": 1, "stride": 2}),
+    ((1, 4, 8, 6), (6, 2, 3, 2), {"groups": 2, "padding": (2, 1)}),
+    ((2, 4, 6, 5), (4, 1, 3, 3), {"groups": 4, "padding": "same"}),
+    ((1, 2, 9, 9), (3, 2, 2, 4), {"padding": "same"}),
+    ((1, 2, 9, 9), (3, 2, 3, 3), {"dilation": (2, 3)}),
+    ((3, 1, 1, 1), (2, 1, 1, 1), {}),
+    ((2, 5, 5), (3, 2, 3, 3), {"padding": "valid"}),
+    ((0, 3, 5, 5), (4, 3, 3, 3), {"padding": 1}),
 ]
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CONVS, ids=str)
-def test_conv2d(case: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+def test_conv2d(case: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     shape, kernel, options = case
     x, w, b = (rng.uniform(-1, 1, s).astype(dtype) for s in (shape, kernel, kernel[:1]))
     compare(lambda m, x, w, b: m.conv2d(x, w, b, **options), TF, [x, w, b])
@@ -126,32 +162,46 @@ def test_conv2d(case: Any, dtype: str, TF: Any, rng: np.random.Generator) -> Non
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 3}, {"dilation": 3}, {"groups": 2}, {"padding": "same"}], ids=str)
-def test_conv1d(options: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 3}, {"dilation": 3}, {"groups": 2}, {"padding": "same"}], ids=str
+)
+def test_conv1d(options: Any, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     for shape in ((2, 4, 17), (4, 17), (1, 4, 9)):
         x, w, b = (rng.uniform(-1, 1, s).astype(dtype) for s in (shape, (6, 4 // options.get("groups", 1), 3), (6,)))
         compare(lambda m, x, w, b: m.conv1d(x, w, b, **options), TF, [x, w, b])
 
 
 POOLS: dict[str, tuple[Any, Op]] = {
-    "max": ((2, 3, 8, 9), lambda m, x: m.max_pool2d(x, 2)), "max_overlap": ((2, 3, 8, 9), lambda m, x: m.max_pool2d(x, 3, stride=2, padding=1)),
-    "max_dilated": ((2, 3, 9, 9), lambda m, x: m.max_pool2d(x, (2, 3), stride=(1, 2), dilation=2)), "max_ceil": ((1, 2, 7, 8), lambda m, x: m.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
-    "max_no_batch": ((3, 8, 8), lambda m, x: m.max_pool2d(x, 4)), "max_1d": ((2, 3, 11), lambda m, x: m.max_pool1d(x, 3, 2, 1)), "max_1d_all": ((2, 3, 11), lambda m, x: m.max_pool1d(x, 11)),
-    "avg": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 2)), "avg_pad": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 3, 2, 1)),
-    "avg_no_pad": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 3, 2, 1, count_include_pad=False)), "avg_ceil": ((1, 2, 7, 8), lambda m, x: m.avg_pool2d(x, 3, 2, 1, ceil_mode=True)),
-    "avg_ceil_no_pad": ((1, 2, 7, 8), lambda m, x: m.avg_pool2d(x, 3, 2, 1, True, False)), "avg_divisor": ((1, 2, 6, 6), lambda m, x: m.avg_pool2d(x, 2, divisor_override=3)),
-    "avg_1d": ((2, 3, 11), lambda m, x: m.avg_pool1d(x, 3, 2, 1)), "avg_1d_no_pad": ((2, 3, 11), lambda m, x: m.avg_pool1d(x, 4, 3, 2, count_include_pad=False)),
-    "adaptive_avg": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (4, 3))), "adaptive_avg_uneven": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (3, 5))),
-    "adaptive_avg_keep": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (None, 2))), "adaptive_avg_all": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, 1)),
-    "adaptive_avg_more": ((1, 1, 3, 2), lambda m, x: m.adaptive_avg_pool2d(x, (5, 4))), "adaptive_avg_1d": ((2, 3, 10), lambda m, x: m.adaptive_avg_pool1d(x, 4)),
-    "adaptive_max": ((2, 3, 8, 9), lambda m, x: m.adaptive_max_pool2d(x, (3, 5))), "adaptive_max_1d": ((2, 3, 10), lambda m, x: m.adaptive_max_pool1d(x, 4)),
+    "max": ((2, 3, 8, 9), lambda m, x: m.max_pool2d(x, 2)),
+    "max_overlap": ((2, 3, 8, 9), lambda m, x: m.max_pool2d(x, 3, stride=2, padding=1)),
+    "max_dilated": ((2, 3, 9, 9), lambda m, x: m.max_pool2d(x, (2, 3), stride=(1, 2), dilation=2)),
+    "max_ceil": ((1, 2, 7, 8), lambda m, x: m.max_pool2d(x, 3, 2, 1, ceil_mode=True)),
+    "max_no_batch": ((3, 8, 8), lambda m, x: m.max_pool2d(x, 4)),
+    "max_1d": ((2, 3, 11), lambda m, x: m.max_pool1d(x, 3, 2, 1)),
+    "max_1d_all": ((2, 3, 11), lambda m, x: m.max_pool1d(x, 11)),
+    "avg": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 2)),
+    "avg_pad": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 3, 2, 1)),
+    "avg_no_pad": ((2, 3, 8, 9), lambda m, x: m.avg_pool2d(x, 3, 2, 1, count_include_pad=False)),
+    "avg_ceil": ((1, 2, 7, 8), lambda m, x: m.avg_pool2d(x, 3, 2, 1, ceil_mode=True)),
+    "avg_ceil_no_pad": ((1, 2, 7, 8), lambda m, x: m.avg_pool2d(x, 3, 2, 1, True, False)),
+    "avg_divisor": ((1, 2, 6, 6), lambda m, x: m.avg_pool2d(x, 2, divisor_override=3)),
+    "avg_1d": ((2, 3, 11), lambda m, x: m.avg_pool1d(x, 3, 2, 1)),
+    "avg_1d_no_pad": ((2, 3, 11), lambda m, x: m.avg_pool1d(x, 4, 3, 2, count_include_pad=False)),
+    "adaptive_avg": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (4, 3))),
+    "adaptive_avg_uneven": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (3, 5))),
+    "adaptive_avg_keep": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, (None, 2))),
+    "adaptive_avg_all": ((2, 3, 8, 9), lambda m, x: m.adaptive_avg_pool2d(x, 1)),
+    "adaptive_avg_more": ((1, 1, 3, 2), lambda m, x: m.adaptive_avg_pool2d(x, (5, 4))),
+    "adaptive_avg_1d": ((2, 3, 10), lambda m, x: m.adaptive_avg_pool1d(x, 4)),
+    "adaptive_max": ((2, 3, 8, 9), lambda m, x: m.adaptive_max_pool2d(x, (3, 5))),
+    "adaptive_max_1d": ((2, 3, 10), lambda m, x: m.adaptive_max_pool1d(x, 4)),
 }
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", POOLS)
-def test_pooling(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_pooling(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     shape, function = POOLS[name]
     x = rng.uniform(-1, 1, shape).astype(dtype)
     compare(function, TF, [x])
@@ -161,19 +211,23 @@ def test_pooling(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> No
         x.reshape(-1)[3] = math.nan
         import torch
 
-        np.testing.assert_array_equal(np.isnan(function(F, fg.tensor(x)).numpy()), np.isnan(function(TF, torch.tensor(x)).numpy()))
+        np.testing.assert_array_equal(
+            np.isnan(function(F, fg.tensor(x)).numpy()), np.isnan(function(TF, torch.tensor(x)).numpy())
+        )
     else:  # NaN reaches only the bins that it is in
         x.reshape(-1)[3] = math.nan
         compare_values(function, TF, x)
 
 
-def compare_values(function: Op, TF: Any, x: Array) -> None:  # noqa: N803
+def compare_values(function: Op, TF: Any, x: Array) -> None:
     import torch
 
-    np.testing.assert_allclose(function(F, fg.tensor(x)).numpy(), function(TF, torch.tensor(x)).numpy(), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        function(F, fg.tensor(x)).numpy(), function(TF, torch.tensor(x)).numpy(), rtol=2e-5, atol=1e-6
+    )
 
 
-# -- losses -----------------------------------------------------------------------------------------------------------------
+# -- losses ---
 
 REDUCTIONS = ["mean", "sum", "none"]
 
@@ -182,7 +236,7 @@ REDUCTIONS = ["mean", "sum", "none"]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(5, 7), (7,), (3, 7, 4), (2, 7, 2, 3), (1, 1)], ids=str)
-def test_label_losses(shape: Any, reduction: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_label_losses(shape: Any, reduction: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     x = rng.uniform(-3, 3, shape).astype(dtype)
     classes = shape[0] if len(shape) == 1 else shape[1]
     places = () if len(shape) == 1 else (shape[0], *shape[2:])
@@ -192,30 +246,48 @@ def test_label_losses(shape: Any, reduction: str, dtype: str, TF: Any, rng: np.r
         compare(lambda m, x, y: m.nll_loss(x, y, reduction=reduction), TF, [x, y])
         compare(lambda m, x, y, w: m.nll_loss(x, y, w.detach(), reduction=reduction), TF, [x, y, weight])
         compare(lambda m, x, y: m.cross_entropy(x, y, reduction=reduction), TF, [x, y])
-        compare(lambda m, x, y, w: m.cross_entropy(x, y, w.detach(), reduction=reduction, label_smoothing=0.2), TF, [x, y, weight])
+        compare(
+            lambda m, x, y, w: m.cross_entropy(x, y, w.detach(), reduction=reduction, label_smoothing=0.2),
+            TF,
+            [x, y, weight],
+        )
     compare(lambda m, x, y: m.cross_entropy(x, y, ignore_index=0, reduction=reduction), TF, [x, label])
     soft = rng.dirichlet(np.ones(classes), places).astype(dtype)
     soft = np.moveaxis(soft, -1, 1) if len(shape) > 1 else soft
-    compare(lambda m, x, y, w: m.cross_entropy(x, y.detach(), w.detach(), reduction=reduction, label_smoothing=0.1), TF, [x, soft, weight])
+    compare(
+        lambda m, x, y, w: m.cross_entropy(x, y.detach(), w.detach(), reduction=reduction, label_smoothing=0.1),
+        TF,
+        [x, soft, weight],
+    )
     compare(lambda m, x, y: m.cross_entropy(x, y, reduction=reduction), TF, [x, soft])
 
 
 @pytest.mark.torch
-def test_label_types_and_extremes(TF: Any) -> None:  # noqa: N803
+def test_label_types_and_extremes(TF: Any) -> None:
     import torch
 
     x = np.array([[1e4, -1e4, 0.0], [-math.inf, 0.0, 1.0], [1.0, 2.0, 3.0]])
     for kind in (np.uint8, np.int32, np.int64):
         y = np.array([0, 2, 1]).astype(kind)
-        assert abs(F.cross_entropy(x, y).item() - TF.cross_entropy(torch.tensor(x), torch.tensor(y.astype(np.int64))).item()) < 1e-12
+        assert (
+            abs(
+                F.cross_entropy(x, y).item()
+                - TF.cross_entropy(torch.tensor(x), torch.tensor(y.astype(np.int64))).item()
+            )
+            < 1e-12
+        )
     everything_ignored = np.full(3, -100)
     assert math.isnan(F.cross_entropy(x, everything_ignored).item())
-    compare(lambda m, x, y: m.cross_entropy(x, y), TF, [x, np.array([0, 2, 1])])  # gradients of -inf scores are 0, not NaN
+    compare(
+        lambda m, x, y: m.cross_entropy(x, y), TF, [x, np.array([0, 2, 1])]
+    )  # gradients of -inf scores are 0, not NaN
 
 
 PAIR_LOSSES: dict[str, Op] = {
-    "mse": lambda m, x, y, r: m.mse_loss(x, y, reduction=r), "l1": lambda m, x, y, r: m.l1_loss(x, y, reduction=r),
-    "huber": lambda m, x, y, r: m.huber_loss(x, y, reduction=r, delta=0.7), "smooth_l1": lambda m, x, y, r: m.smooth_l1_loss(x, y, reduction=r, beta=0.4),
+    "mse": lambda m, x, y, r: m.mse_loss(x, y, reduction=r),
+    "l1": lambda m, x, y, r: m.l1_loss(x, y, reduction=r),
+    "huber": lambda m, x, y, r: m.huber_loss(x, y, reduction=r, delta=0.7),
+    "smooth_l1": lambda m, x, y, r: m.smooth_l1_loss(x, y, reduction=r, beta=0.4),
     "smooth_l1_0": lambda m, x, y, r: m.smooth_l1_loss(x, y, reduction=r, beta=0.0),
     "bce_logits": lambda m, x, y, r: m.binary_cross_entropy_with_logits(x * 5, y.detach().sigmoid(), reduction=r),
     "bce": lambda m, x, y, r: m.binary_cross_entropy(x.sigmoid(), y.detach().sigmoid(), reduction=r),
@@ -227,50 +299,58 @@ PAIR_LOSSES: dict[str, Op] = {
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_pair_losses(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+@pytest.mark.filterwarnings("ignore:reduction. 'mean':UserWarning")
+def test_pair_losses(name: str, dtype: str, TF: Any, rng: np.random.Generator) -> None:
     for reduction in [*REDUCTIONS, *(["batchmean"] if name.startswith("kl") else [])]:
         for shape in ((3, 5), (1, 1), (2, 3, 4)):
             x, y = (rng.uniform(-1, 1, shape).astype(dtype) for _ in range(2))
-            compare(lambda m, x, y: PAIR_LOSSES[name](m, x, y, reduction), TF, [x, y])
+            compare(lambda m, x, y, r=reduction: PAIR_LOSSES[name](m, x, y, r), TF, [x, y])
 
 
 @pytest.mark.torch
-def test_binary_losses_at_the_ends(TF: Any) -> None:  # noqa: N803
+def test_binary_losses_at_the_ends(TF: Any) -> None:
     ends = np.array([-1000.0, -30.0, 0.0, 30.0, 1000.0])
     target = np.array([0.0, 1.0, 0.5, 1.0, 0.0])
     compare(lambda m, x, y: m.binary_cross_entropy_with_logits(x, y.detach(), reduction="none"), TF, [ends, target])
     weights, positive = np.array([1.0, 2.0, 0.5, 1.0, 3.0]), np.array([2.0])
-    compare(lambda m, x, y, w, p: m.binary_cross_entropy_with_logits(x, y.detach(), w.detach(), pos_weight=p.detach()), TF, [ends, target, weights, positive])
+    compare(
+        lambda m, x, y, w, p: m.binary_cross_entropy_with_logits(x, y.detach(), w.detach(), pos_weight=p.detach()),
+        TF,
+        [ends, target, weights, positive],
+    )
     import torch
 
     probabilities = np.array([0.0, 1.0, 0.25, 1.0, 0.0])
-    np.testing.assert_allclose(F.binary_cross_entropy(probabilities, target, reduction="none").numpy(),
-                               TF.binary_cross_entropy(torch.tensor(probabilities), torch.tensor(target), reduction="none").numpy())
+    np.testing.assert_allclose(
+        F.binary_cross_entropy(probabilities, target, reduction="none").numpy(),
+        TF.binary_cross_entropy(torch.tensor(probabilities), torch.tensor(target), reduction="none").numpy(),
+    )
 
 
-# -- normalisation ------------------------------------------------------------------------------------------------------------
+# -- normalisation ---
+
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_normalisation(dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
-    for shape in ((4, 6), (3, 6, 5), (2, 6, 3, 4)):
-        x = rng.uniform(-2, 2, shape).astype(dtype)
-        w, b, last = (rng.uniform(0.5, 1.5, n).astype(dtype) for n in (6, 6, shape[1:]))
-        mean, var = rng.uniform(-1, 1, 6).astype(dtype), rng.uniform(0.5, 2, 6).astype(dtype)
-        compare(lambda m, x, w, b: m.batch_norm(x, None, None, w, b, training=True), TF, [x, w, b])
-        compare(lambda m, x, w, b, mu, v: m.batch_norm(x, mu.detach(), v.detach(), w, b), TF, [x, w, b, mean, var])
-        compare(lambda m, x, w: m.layer_norm(x, shape[1:], w, w * 2), TF, [x, last])
-        compare(lambda m, x: m.layer_norm(x, shape[-1:]), TF, [x])
-        compare(lambda m, x, w: m.rms_norm(x, shape[1:], w), TF, [x, last])
-        compare(lambda m, x: m.rms_norm(x, shape[-1:], eps=1e-3), TF, [x])
-        compare(lambda m, x, w, b: m.group_norm(x, 2, w, b), TF, [x, w, b])
-        compare(lambda m, x, y: m.cosine_similarity(x, y, dim=-1), TF, [x, x[::-1] + 1])
-        compare(lambda m, x, y: m.pairwise_distance(x, y), TF, [x, x[::-1] + 1])
+@pytest.mark.parametrize("shape", [(4, 6), (3, 6, 5), (2, 6, 3, 4)], ids=str)
+def test_normalisation(shape: tuple[int, ...], dtype: str, TF: Any, rng: np.random.Generator) -> None:
+    x = rng.uniform(-2, 2, shape).astype(dtype)
+    w, b, last = (rng.uniform(0.5, 1.5, n).astype(dtype) for n in (6, 6, shape[1:]))
+    mean, var = rng.uniform(-1, 1, 6).astype(dtype), rng.uniform(0.5, 2, 6).astype(dtype)
+    compare(lambda m, x, w, b: m.batch_norm(x, None, None, w, b, training=True), TF, [x, w, b])
+    compare(lambda m, x, w, b, mu, v: m.batch_norm(x, mu.detach(), v.detach(), w, b), TF, [x, w, b, mean, var])
+    compare(lambda m, x, w: m.layer_norm(x, shape[1:], w, w * 2), TF, [x, last])
+    compare(lambda m, x: m.layer_norm(x, shape[-1:]), TF, [x])
+    compare(lambda m, x, w: m.rms_norm(x, shape[1:], w), TF, [x, last])
+    compare(lambda m, x: m.rms_norm(x, shape[-1:], eps=1e-3), TF, [x])
+    compare(lambda m, x, w, b: m.group_norm(x, 2, w, b), TF, [x, w, b])
+    compare(lambda m, x, y: m.cosine_similarity(x, y, dim=-1), TF, [x, x[::-1] + 1])
+    compare(lambda m, x, y: m.pairwise_distance(x, y), TF, [x, x[::-1] + 1])
     compare(lambda m, x: m.normalize(x, dim=1), TF, [np.zeros((2, 3), dtype)])
 
 
 @pytest.mark.torch
-def test_running_statistics(TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_running_statistics(TF: Any, rng: np.random.Generator) -> None:
     import torch
 
     mean, var, x = np.zeros(4), np.ones(4), rng.uniform(-1, 1, (5, 4, 3))
@@ -282,11 +362,12 @@ def test_running_statistics(TF: Any, rng: np.random.Generator) -> None:  # noqa:
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-12)
 
 
-# -- attention, sequences, dropout ----------------------------------------------------------------------------------------------
+# -- attention, sequences, dropout ---
+
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention(dtype: str, TF: Any, rng: np.random.Generator) -> None:  # noqa: N803
+def test_attention(dtype: str, TF: Any, rng: np.random.Generator) -> None:
     for batch in ((), (2,), (2, 3)):
         q, k, v = (rng.uniform(-1, 1, (*batch, *s)).astype(dtype) for s in ((5, 4), (5, 4), (5, 6)))
         mask = rng.random((5, 5)) < 0.6

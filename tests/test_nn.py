@@ -39,13 +39,22 @@ class Net(nn.Module):
 NAMES = ["scale", "first.weight", "first.bias", "blocks.0.weight", "blocks.1.0.weight", "blocks.1.0.bias"]
 
 
-# -- registration -----------------------------------------------------------------------------------------------------------
+# -- registration ---
+
 
 def test_names_of_parameters_buffers_and_modules() -> None:
     net = Net()
     assert [name for name, _ in net.named_parameters()] == NAMES
     assert [name for name, _ in net.named_buffers()] == ["offset"]
-    assert [name for name, _ in net.named_modules()] == ["", "first", "blocks", "blocks.0", "blocks.1", "blocks.1.0", "blocks.1.1"]
+    assert [name for name, _ in net.named_modules()] == [
+        "",
+        "first",
+        "blocks",
+        "blocks.0",
+        "blocks.1",
+        "blocks.1.0",
+        "blocks.1.1",
+    ]
     assert [name for name, _ in net.named_children()] == ["first", "blocks"]
     assert [p.name for p in net.parameters()] == NAMES
     assert net.get_parameter("blocks.1.0.bias") is net.blocks[1][0].bias
@@ -97,6 +106,7 @@ def test_init_must_be_called() -> None:
     class Silent(nn.Module):
         def __init__(self) -> None:
             pass
+
     with pytest.raises(AttributeError, match="Hasty: call super\\(\\).__init__\\(\\) before assigning 'fc'"):
         Hasty()
     with pytest.raises(AttributeError, match="call super"):
@@ -106,6 +116,7 @@ def test_init_must_be_called() -> None:
 def test_module_without_forward() -> None:
     class Empty(nn.Module):
         pass
+
     with pytest.raises(UnsupportedError, match="Empty has no forward"):
         Empty()(1)
     with pytest.raises(UnsupportedError, match="ModuleList has no forward"):
@@ -122,7 +133,9 @@ def test_shared_parameters_are_counted_once() -> None:
     alone = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     alone.load_state_dict(net.state_dict())
     alone(x).sum().backward()
-    assert_close(net[0].weight.grad.detach().numpy(), (alone[0].weight.grad + alone[1].weight.grad).detach().numpy(), 1e-6)
+    assert_close(
+        net[0].weight.grad.detach().numpy(), (alone[0].weight.grad + alone[1].weight.grad).detach().numpy(), 1e-6
+    )
 
 
 def test_containers() -> None:
@@ -139,7 +152,11 @@ def test_containers() -> None:
     assert list(several) == ["x", "y"] and "x" in several and len(several) == 2 and several["y"].in_features == 1
     params = nn.ParameterList([fg.ones(2), nn.Parameter(fg.zeros(1))])
     params.append(fg.ones(3))
-    assert len(params) == 3 and [p.shape for p in params] == [(2,), (1,), (3,)] and all(isinstance(p, nn.Parameter) for p in params)
+    assert (
+        len(params) == 3
+        and [p.shape for p in params] == [(2,), (1,), (3,)]
+        and all(isinstance(p, nn.Parameter) for p in params)
+    )
     assert list(nn.ParameterDict({"w": fg.ones(2)}).state_dict()) == ["w"]
     assert "ReLU" in repr(seq) and "in_features=2" in repr(seq)
 
@@ -173,7 +190,8 @@ def test_deepcopy_shares_nothing() -> None:
     assert isinstance(twin.first.weight, nn.Parameter) and twin.first.weight.requires_grad
 
 
-# -- state --------------------------------------------------------------------------------------------------------------------
+# -- state ---
+
 
 def test_state_round_trip() -> None:
     net, other = Net(), Net()
@@ -203,7 +221,10 @@ def test_state_errors_change_nothing() -> None:
         ({**good, "scale": np.zeros(3)}, [r"scale: shape \[3\], should be \[2\]"]),
         ({**good, "scale": np.array(["a", "b"])}, ["scale: <U1 values"]),
         ({**good, "scale": np.array([1j, 2j])}, ["scale: complex128 values"]),
-        ({"first.weight": np.zeros((1, 1))}, ["missing: scale, offset", r"first.weight: shape \[1, 1\], should be \[4, 3\]"]),
+        (
+            {"first.weight": np.zeros((1, 1))},
+            ["missing: scale, offset", r"first.weight: shape \[1, 1\], should be \[4, 3\]"],
+        ),
     ]
     for state, texts in wrong:
         with pytest.raises(StateError, match="the state does not fit Net \\(nothing was loaded\\)") as caught:
@@ -225,7 +246,8 @@ def test_transient_buffers_are_not_saved() -> None:
     assert not net.state_dict() and [n for n, _ in net.named_buffers()] == ["table"]
 
 
-# -- tracing --------------------------------------------------------------------------------------------------------------------
+# -- tracing ---
+
 
 def test_nodes_know_their_module_and_parameters_their_names() -> None:
     net = Net()
@@ -249,12 +271,23 @@ def test_a_module_can_be_built_while_tracing() -> None:
     assert isinstance(layer.weight._value, np.ndarray) and layer.weight.abs().max().item() > 0
 
 
-# -- initial values -----------------------------------------------------------------------------------------------------------
+# -- initial values ---
+
 
 @pytest.mark.torch
-@pytest.mark.parametrize("make", [
-    lambda m: m.Linear(40, 300), lambda m: m.Conv2d(8, 64, 5), lambda m: m.Conv1d(16, 64, 7, groups=2), lambda m: m.Embedding(500, 60),
-    lambda m: m.Bilinear(30, 20, 40), lambda m: m.MultiheadAttention(64, 4), lambda m: m.LayerNorm(10), lambda m: m.BatchNorm2d(5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: m.Linear(40, 300),
+        lambda m: m.Conv2d(8, 64, 5),
+        lambda m: m.Conv1d(16, 64, 7, groups=2),
+        lambda m: m.Embedding(500, 60),
+        lambda m: m.Bilinear(30, 20, 40),
+        lambda m: m.MultiheadAttention(64, 4),
+        lambda m: m.LayerNorm(10),
+        lambda m: m.BatchNorm2d(5),
+    ],
+)
 def test_initial_values_are_distributed_as_torchs(make: Callable[[Any], Any], torch: Any) -> None:
     ours, theirs = make(nn), make(torch.nn)
     mine, others = dict(ours.named_parameters()), dict(theirs.named_parameters())
@@ -266,7 +299,9 @@ def test_initial_values_are_distributed_as_torchs(make: Callable[[Any], Any], to
         assert abs(a.mean() - b.mean()) <= 6 * b.std() / math.sqrt(n) + 1e-7, name
         assert abs(a.std() - b.std()) <= 6 * b.std() / math.sqrt(n) + 1e-7, name
         if "Embedding" not in str(theirs):
-            np.testing.assert_allclose(np.abs(a).max(initial=0), np.abs(b).max(initial=0), rtol=0.1 if n > 100 else 0.6, err_msg=name)
+            np.testing.assert_allclose(
+                np.abs(a).max(initial=0), np.abs(b).max(initial=0), rtol=0.1 if n > 100 else 0.6, err_msg=name
+            )
 
 
 def test_init_functions() -> None:
@@ -289,25 +324,64 @@ def test_init_functions() -> None:
         nn.init.kaiming_normal_(w, nonlinearity="softsign")
 
 
-# -- layers -----------------------------------------------------------------------------------------------------------------
+# -- layers ---
 
 LAYERS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
-    "Linear": (lambda m: m.Linear(6, 4), (3, 6)), "Linear_no_bias": (lambda m: m.Linear(6, 4, bias=False), (2, 3, 6)),
-    "Conv2d": (lambda m: m.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 7, 6)), "Conv2d_same": (lambda m: m.Conv2d(4, 2, (2, 3), padding="same", bias=False), (2, 4, 5, 5)),
-    "Conv2d_dilated": (lambda m: m.Conv2d(1, 3, 3, dilation=2), (2, 1, 8, 7)), "Conv1d": (lambda m: m.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
-    "MaxPool1d": (lambda m: m.MaxPool1d(3, 2), (2, 3, 9)), "MaxPool2d": (lambda m: m.MaxPool2d(2, padding=1), (2, 3, 6, 6)), "AvgPool1d": (lambda m: m.AvgPool1d(3), (2, 3, 9)),
-    "AvgPool2d": (lambda m: m.AvgPool2d(3, 2, 1, count_include_pad=False), (2, 3, 6, 6)), "AdaptiveAvgPool1d": (lambda m: m.AdaptiveAvgPool1d(4), (2, 3, 9)),
-    "AdaptiveAvgPool2d": (lambda m: m.AdaptiveAvgPool2d((2, 3)), (2, 3, 7, 6)), "AdaptiveMaxPool2d": (lambda m: m.AdaptiveMaxPool2d((2, 3)), (2, 3, 7, 6)),
+    "Linear": (lambda m: m.Linear(6, 4), (3, 6)),
+    "Linear_no_bias": (lambda m: m.Linear(6, 4, bias=False), (2, 3, 6)),
+    "Conv2d": (lambda m: m.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 7, 6)),
+    "Conv2d_same": (lambda m: m.Conv2d(4, 2, (2, 3), padding="same", bias=False), (2, 4, 5, 5)),
+    "Conv2d_dilated": (lambda m: m.Conv2d(1, 3, 3, dilation=2), (2, 1, 8, 7)),
+    "Conv1d": (lambda m: m.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "MaxPool1d": (lambda m: m.MaxPool1d(3, 2), (2, 3, 9)),
+    "MaxPool2d": (lambda m: m.MaxPool2d(2, padding=1), (2, 3, 6, 6)),
+    "AvgPool1d": (lambda m: m.AvgPool1d(3), (2, 3, 9)),
+    "AvgPool2d": (lambda m: m.AvgPool2d(3, 2, 1, count_include_pad=False), (2, 3, 6, 6)),
+    "AdaptiveAvgPool1d": (lambda m: m.AdaptiveAvgPool1d(4), (2, 3, 9)),
+    "AdaptiveAvgPool2d": (lambda m: m.AdaptiveAvgPool2d((2, 3)), (2, 3, 7, 6)),
+    "AdaptiveMaxPool2d": (lambda m: m.AdaptiveMaxPool2d((2, 3)), (2, 3, 7, 6)),
     "AdaptiveMaxPool1d": (lambda m: m.AdaptiveMaxPool1d(4), (2, 3, 9)),
-    "BatchNorm1d": (lambda m: m.BatchNorm1d(4), (6, 4)), "BatchNorm1d_sequence": (lambda m: m.BatchNorm1d(4, momentum=0.3), (6, 4, 5)), "BatchNorm2d": (lambda m: m.BatchNorm2d(3), (4, 3, 5, 2)),
-    "BatchNorm2d_plain": (lambda m: m.BatchNorm2d(3, affine=False, track_running_stats=False), (4, 3, 5, 2)), "BatchNorm2d_cumulative": (lambda m: m.BatchNorm2d(3, momentum=None), (4, 3, 5, 2)),
-    "LayerNorm": (lambda m: m.LayerNorm(6), (3, 6)), "LayerNorm_2": (lambda m: m.LayerNorm((3, 6), bias=False), (2, 3, 6)), "RMSNorm": (lambda m: m.RMSNorm(6), (3, 6)),
-    "GroupNorm": (lambda m: m.GroupNorm(2, 6), (3, 6, 5)), "Flatten": (lambda m: m.Flatten(), (2, 3, 4)), "Unflatten": (lambda m: m.Unflatten(1, (2, 3)), (4, 6)),
-    "Identity": (lambda m: m.Identity(3, x=4), (2, 3)), "Sequential": (lambda m: m.Sequential(m.Linear(3, 4), m.Tanh(), m.Linear(4, 2)), (5, 3)),
+    "BatchNorm1d": (lambda m: m.BatchNorm1d(4), (6, 4)),
+    "BatchNorm1d_sequence": (lambda m: m.BatchNorm1d(4, momentum=0.3), (6, 4, 5)),
+    "BatchNorm2d": (lambda m: m.BatchNorm2d(3), (4, 3, 5, 2)),
+    "BatchNorm2d_plain": (lambda m: m.BatchNorm2d(3, affine=False, track_running_stats=False), (4, 3, 5, 2)),
+    "BatchNorm2d_cumulative": (lambda m: m.BatchNorm2d(3, momentum=None), (4, 3, 5, 2)),
+    "LayerNorm": (lambda m: m.LayerNorm(6), (3, 6)),
+    "LayerNorm_2": (lambda m: m.LayerNorm((3, 6), bias=False), (2, 3, 6)),
+    "RMSNorm": (lambda m: m.RMSNorm(6), (3, 6)),
+    "GroupNorm": (lambda m: m.GroupNorm(2, 6), (3, 6, 5)),
+    "Flatten": (lambda m: m.Flatten(), (2, 3, 4)),
+    "Unflatten": (lambda m: m.Unflatten(1, (2, 3)), (4, 6)),
+    "Identity": (lambda m: m.Identity(3, x=4), (2, 3)),
+    "Sequential": (lambda m: m.Sequential(m.Linear(3, 4), m.Tanh(), m.Linear(4, 2)), (5, 3)),
     "TransformerEncoderLayer": (lambda m: m.TransformerEncoderLayer(8, 2, 16, dropout=0.0), (5, 3, 8)),
-    "TransformerEncoderLayer_first": (lambda m: m.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True), (3, 5, 8)),
-    **{name: (lambda m, name=name: getattr(m, name)(), (3, 5)) for name in (
-        "ReLU", "ReLU6", "GELU", "SiLU", "Mish", "Tanh", "Sigmoid", "LogSigmoid", "Softplus", "Softsign", "ELU", "CELU", "LeakyReLU", "Hardtanh", "Hardsigmoid", "Hardswish")},
+    "TransformerEncoderLayer_first": (
+        lambda m: m.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        ),
+        (3, 5, 8),
+    ),
+    **{
+        name: (lambda m, name=name: getattr(m, name)(), (3, 5))
+        for name in (
+            "ReLU",
+            "ReLU6",
+            "GELU",
+            "SiLU",
+            "Mish",
+            "Tanh",
+            "Sigmoid",
+            "LogSigmoid",
+            "Softplus",
+            "Softsign",
+            "ELU",
+            "CELU",
+            "LeakyReLU",
+            "Hardtanh",
+            "Hardsigmoid",
+            "Hardswish",
+        )
+    },
     **{name: (lambda m, name=name: getattr(m, name)(dim=1), (3, 5)) for name in ("Softmax", "Softmin", "LogSoftmax")},
 }
 
@@ -376,7 +450,9 @@ def test_layers_traced(name: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("variant", ["self", "cross", "masks", "float_mask", "per_head", "no_batch", "sizes", "no_average", "no_bias"])
+@pytest.mark.parametrize(
+    "variant", ["self", "cross", "masks", "float_mask", "per_head", "no_batch", "sizes", "no_average", "no_bias"]
+)
 def test_multihead_attention(variant: str, batch_first: bool, torch: Any, rng: np.random.Generator) -> None:
     options: dict[str, Any] = {"batch_first": batch_first}
     if variant == "sizes":
@@ -388,6 +464,7 @@ def test_multihead_attention(variant: str, batch_first: bool, torch: Any, rng: n
     def make(length: int, size: int) -> Array:
         shape = (length, size) if variant == "no_batch" else (3, length, size) if batch_first else (length, 3, size)
         return rng.uniform(-1, 1, shape)
+
     q = make(4, 8)
     k = q if variant in ("self", "masks", "float_mask", "per_head") else make(6, 5 if variant == "sizes" else 8)
     v = k if variant != "sizes" else make(6, 7)
@@ -462,9 +539,15 @@ def test_dropout_layer() -> None:
 
 
 LOSSES: dict[str, Callable[[Any], Any]] = {
-    "MSELoss": lambda m: m.MSELoss(), "L1Loss": lambda m: m.L1Loss("sum"), "SmoothL1Loss": lambda m: m.SmoothL1Loss(beta=0.5), "HuberLoss": lambda m: m.HuberLoss(delta=0.5),
-    "BCELoss": lambda m: m.BCELoss(), "BCEWithLogitsLoss": lambda m: m.BCEWithLogitsLoss(), "KLDivLoss": lambda m: m.KLDivLoss("batchmean"),
-    "CrossEntropyLoss": lambda m: m.CrossEntropyLoss(label_smoothing=0.1), "NLLLoss": lambda m: m.NLLLoss(reduction="sum"),
+    "MSELoss": lambda m: m.MSELoss(),
+    "L1Loss": lambda m: m.L1Loss("sum"),
+    "SmoothL1Loss": lambda m: m.SmoothL1Loss(beta=0.5),
+    "HuberLoss": lambda m: m.HuberLoss(delta=0.5),
+    "BCELoss": lambda m: m.BCELoss(),
+    "BCEWithLogitsLoss": lambda m: m.BCEWithLogitsLoss(),
+    "KLDivLoss": lambda m: m.KLDivLoss("batchmean"),
+    "CrossEntropyLoss": lambda m: m.CrossEntropyLoss(label_smoothing=0.1),
+    "NLLLoss": lambda m: m.NLLLoss(reduction="sum"),
 }
 
 
@@ -473,7 +556,13 @@ LOSSES: dict[str, Callable[[Any], Any]] = {
 def test_loss_modules(name: str, torch: Any, rng: np.random.Generator) -> None:
     kwargs = {"reduction": "sum"} if name == "L1Loss" else {}
     ours = nn.L1Loss("sum") if kwargs else LOSSES[name](nn)
-    theirs = torch.nn.L1Loss(reduction="sum") if kwargs else LOSSES[name](torch.nn) if name != "KLDivLoss" else torch.nn.KLDivLoss(reduction="batchmean")
+    theirs = (
+        torch.nn.L1Loss(reduction="sum")
+        if kwargs
+        else LOSSES[name](torch.nn)
+        if name != "KLDivLoss"
+        else torch.nn.KLDivLoss(reduction="batchmean")
+    )
     x = rng.uniform(0.1, 0.9, (4, 5))
     y = rng.integers(0, 5, 4) if name in ("CrossEntropyLoss", "NLLLoss") else rng.uniform(0.1, 0.9, (4, 5))
     assert abs(ours(fg.tensor(x), fg.tensor(y)).item() - theirs(torch.tensor(x), torch.tensor(y)).item()) < 1e-12
@@ -486,6 +575,7 @@ def test_clipping() -> None:
         made = [nn.Parameter(fg.zeros(2)), nn.Parameter(fg.zeros(3)), nn.Parameter(fg.zeros(1))]
         made[0].grad, made[1].grad = fg.tensor([3.0, 0.0]), fg.tensor([0.0, -4.0, 0.0])
         return made
+
     a = params()
     assert abs(nn.utils.clip_grad_norm_(a, 2.5).item() - 5.0) < 1e-6
     assert_close(a[0].grad.numpy(), np.array([1.5, 0.0]), 1e-5)
@@ -510,6 +600,14 @@ def test_clipping() -> None:
 def test_double_backward_through_a_network(rng: np.random.Generator) -> None:
     """A gradient penalty: the gradient of the input's gradient, with respect to everything."""
     x, w1, w2 = rng.uniform(-1, 1, (2, 1, 6, 6)), rng.uniform(-1, 1, (3, 1, 3, 3)), rng.uniform(-1, 1, (2, 12))
-    check_gradients(lambda x, w1, w2: F.linear(F.avg_pool2d(F.conv2d(x, w1).tanh(), 2).flatten(1), w2).log_softmax(1), [x, w1, w2], tolerance=2e-6)
+    check_gradients(
+        lambda x, w1, w2: F.linear(F.avg_pool2d(F.conv2d(x, w1).tanh(), 2).flatten(1), w2).log_softmax(1),
+        [x, w1, w2],
+        tolerance=2e-6,
+    )
     check_gradients(lambda x: F.layer_norm(x, 4).softmax(-1), [rng.uniform(-1, 1, (3, 4))], tolerance=2e-6)
-    check_gradients(lambda q, k: F.scaled_dot_product_attention(q, k, q, is_causal=True), [rng.uniform(-1, 1, (3, 4))] * 2, tolerance=2e-6)
+    check_gradients(
+        lambda q, k: F.scaled_dot_product_attention(q, k, q, is_causal=True),
+        [rng.uniform(-1, 1, (3, 4))] * 2,
+        tolerance=2e-6,
+    )

@@ -18,15 +18,28 @@ from fusegraph.trace import configuration_version, tracing
 from tests.oracles import Traced, assert_close, restore, snapshot
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {"lr": 0.1}), "sgd_momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}), "sgd_nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "sgd_dampening": ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}), "sgd_decay": ("SGD", {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.5}),
-    "sgd_maximize": ("SGD", {"lr": 0.01, "maximize": True, "weight_decay": 0.1}), "adam": ("Adam", {"lr": 0.05}),
-    "adam_options": ("Adam", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}), "adam_amsgrad": ("Adam", {"lr": 0.1, "amsgrad": True}),
-    "adam_maximize": ("Adam", {"lr": 0.02, "maximize": True}), "adamw": ("AdamW", {"lr": 0.05}), "adamw_none": ("AdamW", {"lr": 0.05, "weight_decay": 0.0}),
-    "adamw_amsgrad": ("AdamW", {"lr": 0.05, "weight_decay": 0.2, "amsgrad": True}), "adagrad": ("Adagrad", {"lr": 0.1}),
-    "adagrad_options": ("Adagrad", {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3}),
-    "rmsprop": ("RMSprop", {"lr": 0.02}), "rmsprop_centered": ("RMSprop", {"lr": 0.02, "centered": True, "alpha": 0.9}),
-    "rmsprop_momentum": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}), "rmsprop_both": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
+    "sgd": ("SGD", {"lr": 0.1}),
+    "sgd_momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    "sgd_nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "sgd_dampening": ("SGD", {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}),
+    "sgd_decay": ("SGD", {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.5}),
+    "sgd_maximize": ("SGD", {"lr": 0.01, "maximize": True, "weight_decay": 0.1}),
+    "adam": ("Adam", {"lr": 0.05}),
+    "adam_options": ("Adam", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
+    "adam_amsgrad": ("Adam", {"lr": 0.1, "amsgrad": True}),
+    "adam_maximize": ("Adam", {"lr": 0.02, "maximize": True}),
+    "adamw": ("AdamW", {"lr": 0.05}),
+    "adamw_none": ("AdamW", {"lr": 0.05, "weight_decay": 0.0}),
+    "adamw_amsgrad": ("AdamW", {"lr": 0.05, "weight_decay": 0.2, "amsgrad": True}),
+    "adagrad": ("Adagrad", {"lr": 0.1}),
+    "adagrad_options": (
+        "Adagrad",
+        {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3},
+    ),
+    "rmsprop": ("RMSprop", {"lr": 0.02}),
+    "rmsprop_centered": ("RMSprop", {"lr": 0.02, "centered": True, "alpha": 0.9}),
+    "rmsprop_momentum": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}),
+    "rmsprop_both": ("RMSprop", {"lr": 0.01, "momentum": 0.9, "centered": True}),
 }
 
 
@@ -52,6 +65,7 @@ def torch_twin(net: Small, torch: Any) -> Callable[..., Any]:
         hidden = torch.tanh(torch.nn.functional.linear(x, params["fc1.weight"], params["fc1.bias"]))
         out = torch.nn.functional.linear(hidden, params["fc2.weight"], params["fc2.bias"])
         return out * params["rare"] if rare else out
+
     forward.parameters = list(params.values())  # type: ignore[attr-defined]
     return forward
 
@@ -64,7 +78,10 @@ def test_against_torch(name: str, dtype: str, torch: Any, rng: np.random.Generat
     kind, options = OPTIMIZERS[name]
     net = Small(dtype)
     twin = torch_twin(net, torch)
-    ours, theirs = getattr(optim, kind)(net.parameters(), **options), getattr(torch.optim, kind)(twin.parameters, **options)
+    ours, theirs = (
+        getattr(optim, kind)(net.parameters(), **options),
+        getattr(torch.optim, kind)(twin.parameters, **options),
+    )
     for step in range(10):
         x, y = rng.normal(size=(8, 4)).astype(dtype), rng.integers(0, 3, 8)
         ours.zero_grad()
@@ -74,7 +91,9 @@ def test_against_torch(name: str, dtype: str, torch: Any, rng: np.random.Generat
         ours.step()
         theirs.step()
         for (key, p), q in zip(net.named_parameters(), twin.parameters, strict=True):
-            assert_close(p.detach().numpy(), q.detach().numpy(), 2e-5 if dtype == "float32" else 1e-10, f"step {step}: {key}")
+            assert_close(
+                p.detach().numpy(), q.detach().numpy(), 2e-5 if dtype == "float32" else 1e-10, f"step {step}: {key}"
+            )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -91,7 +110,9 @@ def test_traced_step_is_the_eager_step(name: str, rng: np.random.Generator) -> N
         opt.step()
         return loss
 
-    batches = [(fg.tensor(rng.normal(size=(8, 4)).astype("float32")), fg.tensor(rng.integers(0, 3, 8))) for _ in range(5)]
+    batches = [
+        (fg.tensor(rng.normal(size=(8, 4)).astype("float32")), fg.tensor(rng.integers(0, 3, 8))) for _ in range(5)
+    ]
     rates = [options["lr"] * f for f in (1.0, 1.0, 0.5, 2.0, 0.0)]
     start = snapshot(list(net.parameters()))
     traced = Traced(step, batches[0])
@@ -146,7 +167,11 @@ def test_traced_clipping(clip: str, rng: np.random.Generator) -> None:
         opt.zero_grad()
         loss = (net(x, True) ** 2).sum()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5) if clip == "norm" else nn.utils.clip_grad_value_(net.parameters(), 0.01)
+        norm = (
+            nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+            if clip == "norm"
+            else nn.utils.clip_grad_value_(net.parameters(), 0.01)
+        )
         opt.step()
         return loss, norm
 
@@ -198,7 +223,8 @@ def test_two_steps_in_one_trace(rng: np.random.Generator) -> None:
         assert_close(p.detach().numpy(), values, 1e-6)
 
 
-# -- groups and options ------------------------------------------------------------------------------------------------------
+# -- groups and options ---
+
 
 @pytest.mark.torch
 def test_parameter_groups(torch: Any) -> None:
@@ -256,6 +282,7 @@ def test_parameters_that_step_together_share_a_count() -> None:
         opt.zero_grad()
         sum((p.sum() for p in params), fg.zeros(())).backward()
         opt.step()
+
     step(a, b)
     assert opt.state[a]["step"] is opt.state[b]["step"]
     version = configuration_version()
@@ -282,10 +309,16 @@ def test_errors() -> None:
         optim.SGD([p * 2], lr=0.1)
     with pytest.raises(OptionError, match="stands in the groups twice"):
         optim.SGD([p, p], lr=0.1)
-    for call, text in ((lambda: optim.SGD([p], lr=-1), "lr must be at least 0, got -1"), (lambda: optim.SGD([p], lr=math.nan), "lr must be"),
-                       (lambda: optim.SGD([p], nesterov=True), "nesterov needs a momentum"), (lambda: optim.Adam([p], betas=(1.0, 0.9)), r"betas must be in \[0, 1\)"),
-                       (lambda: optim.Adam([p], eps=-1), "eps must be"), (lambda: optim.RMSprop([p], alpha=-1), "alpha must be"),
-                       (lambda: optim.Adagrad([p], lr_decay=-1), "lr_decay must be"), (lambda: optim.AdamW([p], weight_decay="a"), "weight_decay must be")):
+    for call, text in (
+        (lambda: optim.SGD([p], lr=-1), "lr must be at least 0, got -1"),
+        (lambda: optim.SGD([p], lr=math.nan), "lr must be"),
+        (lambda: optim.SGD([p], nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.Adam([p], betas=(1.0, 0.9)), r"betas must be in \[0, 1\)"),
+        (lambda: optim.Adam([p], eps=-1), "eps must be"),
+        (lambda: optim.RMSprop([p], alpha=-1), "alpha must be"),
+        (lambda: optim.Adagrad([p], lr_decay=-1), "lr_decay must be"),
+        (lambda: optim.AdamW([p], weight_decay="a"), "weight_decay must be"),
+    ):
         with pytest.raises(OptionError, match=text):
             call()
     opt = optim.Adam([p])
@@ -306,6 +339,7 @@ def test_closure() -> None:
         loss = (p * p).sum()
         loss.backward()
         return loss
+
     assert opt.step(closure).item() == 4.0
     assert abs(p.item() - 1.6) < 1e-6
 
@@ -321,6 +355,7 @@ def test_state_goes_on_where_it_was_saved(name: str, rng: np.random.Generator) -
         opt.zero_grad()
         net(x, True).square().sum().backward()
         opt.step()
+
     for x in xs[:2]:
         step(net, opt, x)
     saved, twin = copy.deepcopy(opt.state_dict()), copy.deepcopy(net)
@@ -343,9 +378,13 @@ def test_state_errors_change_nothing() -> None:
     good = opt.state_dict()
     held = {key: value.numpy().copy() for key, value in opt.state[p].items()}
     wrong: list[tuple[Any, str]] = [
-        ({"state": {}}, "'state' and 'param_groups'"), ({"state": {}, "param_groups": []}, r"saved groups have \[\] parameters, this optimizer's have \[2\]"),
+        ({"state": {}}, "'state' and 'param_groups'"),
+        ({"state": {}, "param_groups": []}, r"saved groups have \[\] parameters, this optimizer's have \[2\]"),
         ({**good, "state": {5: {}}}, "state for parameter 5, but only 2"),
-        ({**good, "state": {0: {"exp_avg": np.zeros(7)}}}, r"'exp_avg' of parameter 0 has shape \[7\], the parameter \[2\]"),
+        (
+            {**good, "state": {0: {"exp_avg": np.zeros(7)}}},
+            r"'exp_avg' of parameter 0 has shape \[7\], the parameter \[2\]",
+        ),
     ]
     for state, text in wrong:
         with pytest.raises(StateError, match=text):
@@ -359,15 +398,26 @@ def test_state_errors_change_nothing() -> None:
     assert opt.param_groups[0]["lr"] == 1e-3
 
 
-# -- schedules ------------------------------------------------------------------------------------------------------------------
+# -- schedules ---
 
 SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
-    "step": lambda s, o: s.StepLR(o, 3, gamma=0.5), "multi": lambda s, o: s.MultiStepLR(o, [2, 5, 5], gamma=0.5), "exponential": lambda s, o: s.ExponentialLR(o, 0.9),
-    "cosine": lambda s, o: s.CosineAnnealingLR(o, T_max=6, eta_min=0.01), "linear": lambda s, o: s.LinearLR(o, 0.1, total_iters=4), "linear_down": lambda s, o: s.LinearLR(o, 1.0, 0.2, 5),
-    "constant": lambda s, o: s.ConstantLR(o, 0.5, 3), "lambda": lambda s, o: s.LambdaLR(o, lambda n: 1 / (1 + n)), "lambda_groups": lambda s, o: s.LambdaLR(o, [lambda n: 0.9**n, lambda n: 1.0]),
+    "step": lambda s, o: s.StepLR(o, 3, gamma=0.5),
+    "multi": lambda s, o: s.MultiStepLR(o, [2, 5, 5], gamma=0.5),
+    "exponential": lambda s, o: s.ExponentialLR(o, 0.9),
+    "cosine": lambda s, o: s.CosineAnnealingLR(o, T_max=6, eta_min=0.01),
+    "linear": lambda s, o: s.LinearLR(o, 0.1, total_iters=4),
+    "linear_down": lambda s, o: s.LinearLR(o, 1.0, 0.2, 5),
+    "constant": lambda s, o: s.ConstantLR(o, 0.5, 3),
+    "lambda": lambda s, o: s.LambdaLR(o, lambda n: 1 / (1 + n)),
+    "lambda_groups": lambda s, o: s.LambdaLR(o, [lambda n: 0.9**n, lambda n: 1.0]),
     "sequential": lambda s, o: s.SequentialLR(o, [s.LinearLR(o, 0.1, total_iters=3), s.ExponentialLR(o, 0.8)], [3]),
-    "warm_cosine": lambda s, o: s.SequentialLR(o, [s.LinearLR(o, 0.01, total_iters=4), s.CosineAnnealingLR(o, T_max=8)], [4]),
-    "one_cycle": lambda s, o: s.OneCycleLR(o, max_lr=0.5, total_steps=12), "one_cycle_linear": lambda s, o: s.OneCycleLR(o, max_lr=[0.5, 0.2], epochs=3, steps_per_epoch=4, anneal_strategy="linear"),
+    "warm_cosine": lambda s, o: s.SequentialLR(
+        o, [s.LinearLR(o, 0.01, total_iters=4), s.CosineAnnealingLR(o, T_max=8)], [4]
+    ),
+    "one_cycle": lambda s, o: s.OneCycleLR(o, max_lr=0.5, total_steps=12),
+    "one_cycle_linear": lambda s, o: s.OneCycleLR(
+        o, max_lr=[0.5, 0.2], epochs=3, steps_per_epoch=4, anneal_strategy="linear"
+    ),
 }
 
 
@@ -378,6 +428,7 @@ SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
 def test_schedules(name: str, kind: str, torch: Any) -> None:
     def groups(make: Callable[[], Any]) -> list[dict[str, Any]]:
         return [{"params": [make()], "lr": 0.2}, {"params": [make()]}]
+
     options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9} if kind == "SGD" else {"lr": 0.1}
     ours = getattr(optim, kind)(groups(lambda: nn.Parameter(fg.ones(1))), **options)
     theirs = getattr(torch.optim, kind)(groups(lambda: torch.nn.Parameter(torch.ones(1))), **options)
@@ -386,7 +437,9 @@ def test_schedules(name: str, kind: str, torch: Any) -> None:
         for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
             assert a["lr"] == pytest.approx(b["lr"], rel=1e-9, abs=1e-12), f"step {step}"
             if "one" in name:
-                assert (a["momentum"] if kind == "SGD" else a["betas"][0]) == pytest.approx(b["momentum"] if kind == "SGD" else b["betas"][0], rel=1e-9)
+                assert (a["momentum"] if kind == "SGD" else a["betas"][0]) == pytest.approx(
+                    b["momentum"] if kind == "SGD" else b["betas"][0], rel=1e-9
+                )
         assert mine.get_last_lr() == [g["lr"] for g in ours.param_groups]
         if step < 11:
             mine.step()
@@ -395,7 +448,10 @@ def test_schedules(name: str, kind: str, torch: Any) -> None:
 
 @pytest.mark.torch
 def test_plateau(torch: Any) -> None:
-    ours, theirs = optim.SGD([nn.Parameter(fg.ones(1))], lr=1.0), torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    ours, theirs = (
+        optim.SGD([nn.Parameter(fg.ones(1))], lr=1.0),
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0),
+    )
     mine = optim.lr_scheduler.ReduceLROnPlateau(ours, patience=1, cooldown=1, factor=0.5)
     other = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, patience=1, cooldown=1, factor=0.5)
     for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.94, 0.5, 0.6, 0.7, 0.8):
@@ -417,10 +473,15 @@ def test_schedule_state_and_errors() -> None:
         again.load_state_dict({"last_epoch": 1, "base_lrs": [1, 2]})
     with pytest.raises(OptionError, match="takes an optimizer, got int"):
         optim.lr_scheduler.StepLR(3, 2)  # type: ignore[arg-type]
-    for call, text in ((lambda: optim.lr_scheduler.StepLR(opt, 0), "step_size"), (lambda: optim.lr_scheduler.CosineAnnealingLR(opt, 0), "T_max"),
-                       (lambda: optim.lr_scheduler.LinearLR(opt, 0.0), "start_factor"), (lambda: optim.lr_scheduler.OneCycleLR(opt, 1.0), "total_steps"),
-                       (lambda: optim.lr_scheduler.OneCycleLR(opt, 1.0, 5), "cycle_momentum needs"), (lambda: optim.lr_scheduler.LambdaLR(opt, []), "0 functions for 1 groups"),
-                       (lambda: optim.lr_scheduler.SequentialLR(opt, [], []), "milestones")):
+    for call, text in (
+        (lambda: optim.lr_scheduler.StepLR(opt, 0), "step_size"),
+        (lambda: optim.lr_scheduler.CosineAnnealingLR(opt, 0), "T_max"),
+        (lambda: optim.lr_scheduler.LinearLR(opt, 0.0), "start_factor"),
+        (lambda: optim.lr_scheduler.OneCycleLR(opt, 1.0), "total_steps"),
+        (lambda: optim.lr_scheduler.OneCycleLR(opt, 1.0, 5), "cycle_momentum needs"),
+        (lambda: optim.lr_scheduler.LambdaLR(opt, []), "0 functions for 1 groups"),
+        (lambda: optim.lr_scheduler.SequentialLR(opt, [], []), "milestones"),
+    ):
         with pytest.raises(OptionError, match=text):
             call()
 

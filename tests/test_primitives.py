@@ -25,7 +25,8 @@ def samples(name: str) -> list[tuple[list[Array], dict[str, Any]]]:
     return [([np.asarray(a) for a in arrays], params) for arrays, params in found]
 
 
-# -- references, written again in the plainest way ----------------------------------------------------------------------
+# -- references, written again in the plainest way ---
+
 
 def elementwise(function: Callable[..., Any], out: Any = None) -> Callable[..., Array]:
     def run_(*arrays: Array) -> Array:
@@ -33,6 +34,7 @@ def elementwise(function: Callable[..., Any], out: Any = None) -> Callable[..., 
         for place in np.ndindex(arrays[0].shape):
             result[place] = function(*(a[place] for a in arrays))
         return result
+
     return run_
 
 
@@ -45,6 +47,7 @@ def reduction(function: Callable[[list[Any]], Any], out: Any = None) -> Callable
             key = tuple(slice(None) if i in axes else next(rest) for i in range(x.ndim))
             result[place] = function(x[key].ravel().tolist())
         return result
+
     return run_
 
 
@@ -98,41 +101,84 @@ def python_round(x: float) -> float:
 
 
 PLAIN: dict[str, Callable[..., Array]] = {
-    "neg": elementwise(lambda x: -x), "abs": elementwise(abs), "sign": elementwise(lambda x: math.copysign(1.0, x)),
-    "floor": elementwise(math.floor), "ceil": elementwise(math.ceil), "round": elementwise(python_round), "exp": elementwise(math.exp),
-    "expm1": elementwise(math.expm1), "log": elementwise(math.log), "log1p": elementwise(math.log1p), "sqrt": elementwise(math.sqrt),
-    "rsqrt": elementwise(lambda x: x**-0.5), "tanh": elementwise(math.tanh), "sigmoid": elementwise(lambda x: 1 / (1 + math.exp(-x))),
-    "erf": elementwise(math.erf), "sin": elementwise(math.sin), "cos": elementwise(math.cos), "relu": elementwise(lambda x: max(x, 0.0)),
-    "logical_not": elementwise(lambda x: not x), "isnan": elementwise(lambda x: x != x, bool),
-    "add": elementwise(lambda a, b: a + b), "sub": elementwise(lambda a, b: a - b), "mul": elementwise(lambda a, b: a * b),
-    "div": elementwise(lambda a, b: a / b), "pow": elementwise(math.pow), "maximum": elementwise(max), "minimum": elementwise(min),
-    "floordiv": elementwise(lambda a, b: int(a) // int(b)), "mod": elementwise(lambda a, b: int(a) % int(b)),
-    "bit_and": elementwise(lambda a, b: int(a) & int(b)), "bit_or": elementwise(lambda a, b: int(a) | int(b)),
-    "bit_xor": elementwise(lambda a, b: int(a) ^ int(b)), "shift_left": elementwise(lambda a, b: int(a) << int(b)),
+    "neg": elementwise(lambda x: -x),
+    "abs": elementwise(abs),
+    "sign": elementwise(lambda x: math.copysign(1.0, x)),
+    "floor": elementwise(math.floor),
+    "ceil": elementwise(math.ceil),
+    "round": elementwise(python_round),
+    "exp": elementwise(math.exp),
+    "expm1": elementwise(math.expm1),
+    "log": elementwise(math.log),
+    "log1p": elementwise(math.log1p),
+    "sqrt": elementwise(math.sqrt),
+    "rsqrt": elementwise(lambda x: x**-0.5),
+    "tanh": elementwise(math.tanh),
+    "sigmoid": elementwise(lambda x: 1 / (1 + math.exp(-x))),
+    "erf": elementwise(math.erf),
+    "sin": elementwise(math.sin),
+    "cos": elementwise(math.cos),
+    "relu": elementwise(lambda x: max(x, 0.0)),
+    "logical_not": elementwise(lambda x: not x),
+    "isnan": elementwise(lambda x: x != x, bool),
+    "add": elementwise(lambda a, b: a + b),
+    "sub": elementwise(lambda a, b: a - b),
+    "mul": elementwise(lambda a, b: a * b),
+    "div": elementwise(lambda a, b: a / b),
+    "pow": elementwise(math.pow),
+    "maximum": elementwise(max),
+    "minimum": elementwise(min),
+    "floordiv": elementwise(lambda a, b: int(a) // int(b)),
+    "mod": elementwise(lambda a, b: int(a) % int(b)),
+    "bit_and": elementwise(lambda a, b: int(a) & int(b)),
+    "bit_or": elementwise(lambda a, b: int(a) | int(b)),
+    "bit_xor": elementwise(lambda a, b: int(a) ^ int(b)),
+    "shift_left": elementwise(lambda a, b: int(a) << int(b)),
     "shift_right": elementwise(lambda a, b: int(a) >> int(b)),
-    "eq": elementwise(lambda a, b: a == b, bool), "ne": elementwise(lambda a, b: a != b, bool), "lt": elementwise(lambda a, b: a < b, bool),
-    "le": elementwise(lambda a, b: a <= b, bool), "gt": elementwise(lambda a, b: a > b, bool), "ge": elementwise(lambda a, b: a >= b, bool),
+    "eq": elementwise(lambda a, b: a == b, bool),
+    "ne": elementwise(lambda a, b: a != b, bool),
+    "lt": elementwise(lambda a, b: a < b, bool),
+    "le": elementwise(lambda a, b: a <= b, bool),
+    "gt": elementwise(lambda a, b: a > b, bool),
+    "ge": elementwise(lambda a, b: a >= b, bool),
     "where": lambda c, a, b: elementwise(lambda c, a, b: a if c else b, a.dtype)(c, a, b),
-    "cast": lambda x, dtype: np.array([SUPPORTED[dtype].type(v) for v in x.ravel().tolist()], SUPPORTED[dtype]).reshape(x.shape),
+    "cast": lambda x, dtype: np.array([SUPPORTED[dtype].type(v) for v in x.ravel().tolist()], SUPPORTED[dtype]).reshape(
+        x.shape
+    ),
     "check_index": lambda x, **params: x,
-    "sum": reduction(math.fsum), "prod": reduction(math.prod), "max": reduction(max), "min": reduction(min),
-    "argmax": reduction(lambda xs: xs.index(max(xs)), np.int64), "argmin": reduction(lambda xs: xs.index(min(xs)), np.int64),
+    "sum": reduction(math.fsum),
+    "prod": reduction(math.prod),
+    "max": reduction(max),
+    "min": reduction(min),
+    "argmax": reduction(lambda xs: xs.index(max(xs)), np.int64),
+    "argmin": reduction(lambda xs: xs.index(min(xs)), np.int64),
     "matmul": lambda a, b: (a[..., :, :, None] * b[..., None, :, :]).sum(-2),
-    "conv": conv, "window": window,
+    "conv": conv,
+    "window": window,
     "reshape": lambda x, shape: np.array(x.ravel().tolist(), x.dtype).reshape(shape),
     "permute": lambda x, axes: np.moveaxis(x, axes, range(x.ndim)),
     "expand": lambda x, shape: x + np.zeros(shape, x.dtype),
-    "slice": lambda x, start, size, step: x[np.ix_(*(range(a, a + n * s, s) if n else [] for a, n, s in zip(start, size, step)))
-                                            ] if 0 not in size else np.zeros(size),
+    "slice": lambda x, start, size, step: (
+        x[np.ix_(*(range(a, a + n * s, s) if n else [] for a, n, s in zip(start, size, step)))]
+        if 0 not in size
+        else np.zeros(size)
+    ),
     "pad": lambda x, low, high, value: _padded(x, low, high, value),
-    "concat": lambda *xs, axis: np.moveaxis(np.array(list(itertools.chain(*(np.moveaxis(x, axis, 0) for x in xs)))), 0, axis),
-    "take": lambda x, index, axis: np.moveaxis(np.array([np.take(x, i, axis) for i in index.ravel()]).reshape(
-        (*index.shape, *np.delete(x.shape, axis))), range(index.ndim), range(axis, axis + index.ndim)),
+    "concat": lambda *xs, axis: np.moveaxis(
+        np.array(list(itertools.chain(*(np.moveaxis(x, axis, 0) for x in xs)))), 0, axis
+    ),
+    "take": lambda x, index, axis: np.moveaxis(
+        np.array([np.take(x, i, axis) for i in index.ravel()]).reshape((*index.shape, *np.delete(x.shape, axis))),
+        range(index.ndim),
+        range(axis, axis + index.ndim),
+    ),
     "take_along": lambda x, index, axis: np.vectorize(
-        lambda *place: x[(*place[:axis], index[place], *place[axis + 1:])])(*np.indices(index.shape)),
+        lambda *place: x[(*place[:axis], index[place], *place[axis + 1 :])]
+    )(*np.indices(index.shape)),
     "put_add": lambda base, index, updates, axis: put(base, index, updates, axis, False),
     "put_along_add": lambda base, index, updates, axis: put(base, index, updates, axis, True),
-    "constant": lambda value, dtype: np.array([value], dtype)[0], "iota": lambda size, dtype: np.array(list(range(size)), dtype),
+    "constant": lambda value, dtype: np.array([value], dtype)[0],
+    "iota": lambda size, dtype: np.array(list(range(size)), dtype),
     "random_bits": philox_by_hand,
 }
 
@@ -166,14 +212,19 @@ def test_transposes(rng: np.random.Generator) -> None:
     for (ct, w), params in samples("conv_input_grad"):
         options = {key: params[key] for key in ("stride", "padding", "dilation", "groups")}
         x = rng.uniform(-1, 1, apply("conv_input_grad", [ct, w], params).shape)
-        np.testing.assert_allclose((conv(x, w, **options) * ct).sum(), (x * apply("conv_input_grad", [ct, w], params)).sum(), rtol=1e-11)
+        np.testing.assert_allclose(
+            (conv(x, w, **options) * ct).sum(), (x * apply("conv_input_grad", [ct, w], params)).sum(), rtol=1e-11
+        )
     for (x, ct), params in samples("conv_weight_grad"):
         options = {key: params[key] for key in ("stride", "padding", "dilation", "groups")}
         w = rng.uniform(-1, 1, apply("conv_weight_grad", [x, ct], params).shape)
-        np.testing.assert_allclose((conv(x, w, **options) * ct).sum(), (w * apply("conv_weight_grad", [x, ct], params)).sum(), rtol=1e-11)
+        np.testing.assert_allclose(
+            (conv(x, w, **options) * ct).sum(), (w * apply("conv_weight_grad", [x, ct], params)).sum(), rtol=1e-11
+        )
 
 
-# -- rules --------------------------------------------------------------------------------------------------------------
+# -- rules ---
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shape_and_dtype_rules_agree_with_the_reference(name: str) -> None:
@@ -183,7 +234,10 @@ def test_shape_and_dtype_rules_agree_with_the_reference(name: str) -> None:
             variants.append([a.astype(np.float32) if a.dtype == np.float64 else a for a in arrays])
         for inputs in variants:
             out = apply(name, inputs, params)
-            assert (tuple(out.shape), out.dtype) == (tuple(PRIMITIVES[name].infer(inputs, params)[0]), PRIMITIVES[name].infer(inputs, params)[1])
+            assert (tuple(out.shape), out.dtype) == (
+                tuple(PRIMITIVES[name].infer(inputs, params)[0]),
+                PRIMITIVES[name].infer(inputs, params)[1],
+            )
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if PRIMITIVES[n].differentiable and n != "cast"])
@@ -230,7 +284,8 @@ def test_check_index_names_the_place() -> None:
     assert apply("check_index", [fine], {"low": 0, "high": 5, "allow": -100, "what": "label"}) is fine
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text ---
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_text_round_trip(name: str) -> None:

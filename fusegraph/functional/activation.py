@@ -118,7 +118,10 @@ def logsigmoid(x: Any) -> Tensor:
 
 
 def _shifted(x: Tensor, dim: int, name: str) -> Tensor:
-    """`x` minus its largest along `dim`: exp of it cannot overflow. The shift does not change the result, so it has no gradient."""
+    """`x` minus its largest along `dim`: exp of it cannot overflow.
+
+    The shift does not change the result, so it has no gradient.
+    """
     from fusegraph.ops.reduce import resolve_dims
 
     if x.ndim == 0:

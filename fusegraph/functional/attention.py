@@ -53,8 +53,8 @@ def scaled_dot_product_attention(
     ):
         raise user_error(
             ShapeError,
-            f"scaled_dot_product_attention: query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}: "
-            "they should be [..., L, E], [..., S, E], [..., S, V]",
+            f"scaled_dot_product_attention: query {list(query.shape)}, key {list(key.shape)}, "
+            f"value {list(value.shape)}; they should be [..., L, E], [..., S, E], [..., S, V]",
         )
     check_probability("scaled_dot_product_attention", dropout_p)
     if is_causal and attn_mask is not None:

@@ -16,7 +16,10 @@ Padding = tuple[tuple[int, int], ...]
 
 
 def as_sizes(name: str, value: int | tuple[int, ...], count: int, least: int = 1) -> Sizes:
-    """One number for all axes, or one an axis, as a tuple. Raises OptionError for a wrong count or a number below `least`."""
+    """One number for all axes, or one an axis, as a tuple.
+
+    Raises OptionError for a wrong count or a number below `least`.
+    """
     sizes = (value,) * count if isinstance(value, int) else tuple(int(n) for n in value)
     if len(sizes) == 1:
         sizes *= count
@@ -26,7 +29,7 @@ def as_sizes(name: str, value: int | tuple[int, ...], count: int, least: int = 1
 
 
 def resolve_padding(name: str, padding: Any, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Padding:
-    """(low, high) an axis from a number, numbers, 'valid' or 'same' (the extra element of 'same' goes to the high side)."""
+    """(low, high) an axis from a number, numbers, 'valid' or 'same' (whose extra element goes to the high side)."""
     if padding == "valid":
         return ((0, 0),) * len(kernel)
     if padding == "same":
@@ -67,7 +70,10 @@ def conv1d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """x [N, C, L] with weight [O, C / groups, K] -> [N, O, L']. `padding` may be 'same' or 'valid'. Raises ShapeError."""
+    """x [N, C, L] with weight [O, C / groups, K] -> [N, O, L'].
+
+    `padding` may be 'same' or 'valid'. Raises ShapeError.
+    """
     return _conv("conv1d", as_tensor(x), as_tensor(weight), bias, (stride, padding, dilation, groups), 1)
 
 
@@ -80,5 +86,8 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """x [N, C, H, W] with weight [O, C / groups, KH, KW] -> [N, O, H', W']. `padding` may be 'same' or 'valid'. Raises ShapeError."""
+    """x [N, C, H, W] with weight [O, C / groups, KH, KW] -> [N, O, H', W'].
+
+    `padding` may be 'same' or 'valid'. Raises ShapeError.
+    """
     return _conv("conv2d", as_tensor(x), as_tensor(weight), bias, (stride, padding, dilation, groups), 2)

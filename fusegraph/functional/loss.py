@@ -78,8 +78,8 @@ def nll_loss(
 ) -> Tensor:
     """Minus the log-probability of each label: input [N, C, ...], labels [N, ...] (or [C] and one label).
 
-    weight [C] scales each class, and "mean" divides by the sum of the weights; labels equal to `ignore_index` do not count.
-    Raises IndexRangeError for another label outside of [0, C): it names the label and its place.
+    weight [C] scales each class, and "mean" divides by the sum of the weights; labels equal to `ignore_index` do not
+    count. Raises IndexRangeError for another label outside of [0, C): it names the label and its place.
     """
     x = as_tensor(input)
     _check_reduction("nll_loss", reduction)
@@ -109,7 +109,8 @@ def cross_entropy(
 ) -> Tensor:
     """nll_loss(log_softmax(input), target): scores [N, C, ...] with labels [N, ...], or with probabilities [N, C, ...].
 
-    label_smoothing mixes the target with the uniform distribution. Raises IndexRangeError for a label outside of [0, C).
+    label_smoothing mixes the target with the uniform distribution. Raises IndexRangeError for a label outside of [0,
+    C).
     """
     x, target = as_tensor(input), as_tensor(target)
     _check_reduction("cross_entropy", reduction)
@@ -169,7 +170,9 @@ def _same_shape(name: str, x: Any, target: Any) -> tuple[Tensor, Tensor]:
 
 
 def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction: str = "mean") -> Tensor:  # noqa: A002
-    """-(target log(input) + (1 - target) log(1 - input)) of probabilities; each logarithm is at least -100, as in PyTorch."""
+    """-(target log(input) + (1 - target) log(1 - input)) of probabilities; each logarithm is at least -100, as in
+    PyTorch.
+    """
     _check_reduction("binary_cross_entropy", reduction)
     x, target = _same_shape("binary_cross_entropy", input, target)
     yes = ops.clamp(ops.log(x), min=-100.0)

@@ -131,7 +131,10 @@ def rms_norm(x: Any, normalized_shape: Sequence[int] | int, weight: Any = None, 
 
 
 def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    """x [N, C, ...] with each of `num_groups` groups of channels brought to mean 0 and variance 1. Raises ShapeError."""
+    """x [N, C, ...] with each of `num_groups` groups of channels brought to mean 0 and variance 1.
+
+    Raises ShapeError.
+    """
     x = as_tensor(x)
     if x.ndim < 2 or num_groups < 1 or x.shape[1] % num_groups:
         raise user_error(

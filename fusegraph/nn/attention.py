@@ -30,9 +30,11 @@ def _as_bias(name: str, mask: Any, dtype: Any, *shapes: tuple[int, ...]) -> Tens
 
 
 class MultiheadAttention(Module):
-    """Several attentions side by side, each on its own projection of queries, keys and values (Vaswani et al., NIPS 2017).
+    """Several attentions side by side, each on its own projection of queries, keys and values (Vaswani et al., NIPS
+    2017).
 
-    Masks follow torch.nn.MultiheadAttention: True in a bool mask means "must not be looked at", and a float mask is added.
+    Masks follow torch.nn.MultiheadAttention: True in a bool mask means "must not be looked at", and a float mask is
+    added.
     """
 
     def __init__(
@@ -106,7 +108,10 @@ class MultiheadAttention(Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """query [L, N, E], key and value [S, N, E] ([N, L, E] with batch_first; N may be left out) -> (output, weights [N, L, S] or None)."""
+        """query [L, N, E], key and value [S, N, E] ([N, L, E] with batch_first;
+
+        N may be left out) -> (output, weights [N, L, S] or None).
+        """
         query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
         if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim or query.shape[-1] != self.embed_dim:
             raise user_error(

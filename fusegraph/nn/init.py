@@ -32,7 +32,10 @@ __all__ = [
 
 
 def fan(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many inputs reach one output of a weight of `shape`, and how many outputs one input. Raises ShapeError below 2-d."""
+    """How many inputs reach one output of a weight of `shape`, and how many outputs one input.
+
+    Raises ShapeError below 2-d.
+    """
     if len(shape) < 2:
         raise user_error(ShapeError, f"fan in and fan out need a weight of at least 2 axes, got {list(shape)}")
     field = math.prod(shape[2:])
@@ -115,7 +118,7 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def eye_(tensor: Tensor) -> Tensor:
     """1 on the diagonal, else 0."""
-    return _fill(tensor, lambda: ops.eye(*tensor.shape, dtype=tensor.dtype))
+    return _fill(tensor, lambda: ops.eye(tensor.shape[0], tensor.shape[1], dtype=tensor.dtype))
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:

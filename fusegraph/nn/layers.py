@@ -11,9 +11,10 @@ from fusegraph.dtypes import float32
 from fusegraph.errors import OptionError, ShapeError
 from fusegraph.functional.activation import check_probability
 from fusegraph.functional.conv import as_sizes, resolve_padding
-from fusegraph.functional.linear import padding_index
+from fusegraph.functional.linear_maps import padding_index
 from fusegraph.nn import init
-from fusegraph.nn.module import Module, Parameter
+from fusegraph.nn.module import Module
+from fusegraph.nn.parameter import Parameter
 from fusegraph.tensor import Tensor, as_tensor, user_error
 from fusegraph.trace import suspended
 
@@ -161,7 +162,10 @@ class Conv2d(_Conv):
 
 
 class Embedding(Module):
-    """A table of `num_embeddings` rows; ids [...] -> rows [..., embedding_dim]. The row `padding_idx` starts as 0 and stays."""
+    """A table of `num_embeddings` rows; ids [...] -> rows [..., embedding_dim].
+
+    The row `padding_idx` starts as 0 and stays.
+    """
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, dtype: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,44 +9,13 @@ import numpy as np
 
 from fusegraph import autograd
 from fusegraph.dtypes import as_dtype, float64, is_float
-from fusegraph.errors import DTypeError, FusegraphError, StateError, TraceError, UnsupportedError
+from fusegraph.errors import DTypeError, FusegraphError, StateError, UnsupportedError
 from fusegraph.ir.location import inside_module, module_scope
+from fusegraph.nn.parameter import Parameter, clear_grad, name_tensor, set_value
 from fusegraph.tensor import Tensor, as_tensor, user_error
 from fusegraph.trace import configuration_changed, current_trace
 
 M = TypeVar("M", bound="Module")
-
-
-class Parameter(Tensor):
-    """A tensor that a module learns: assigned to an attribute of a module it becomes one of its parameters."""
-
-    __slots__ = ()
-
-    def __new__(cls, data: Any, requires_grad: bool = True) -> Parameter:
-        source = as_tensor(data)
-        if source.is_symbol:
-            raise user_error(TraceError, "a Parameter is made of values; make it outside of the compiled function")
-        array = source._value
-        self = cls._make(array if array.flags.writeable else array.copy())
-        assert isinstance(self, Parameter)
-        self.requires_grad_(requires_grad)
-        return self
-
-    def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        pass
-
-    @property
-    def requires_grad(self) -> bool:  # type: ignore[override]
-        """Whether a gradient is collected for it. Compiled functions notice a change."""
-        return Tensor.requires_grad.__get__(self)  # type: ignore[attr-defined, no-any-return]
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        Tensor.requires_grad.__set__(self, bool(value))  # type: ignore[attr-defined]
-        configuration_changed()
-
-    def __repr__(self) -> str:
-        return f"Parameter containing:\n{super().__repr__()}"
 
 
 class LoadResult(NamedTuple):
@@ -55,13 +23,6 @@ class LoadResult(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-def set_value(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
-    """Give `tensor` other memory (of another dtype, maybe)."""
-    tensor._value = array
-    tensor._version += 1
-    configuration_changed()
 
 
 class Module:
@@ -101,7 +62,8 @@ class Module:
         elif name in self._parameters:
             if value is not None:
                 raise TypeError(
-                    f"{name!r} is a parameter of {type(self).__name__}: assign a Parameter or None, not {type(value).__name__}"
+                    f"{name!r} is a parameter of {type(self).__name__}: assign a Parameter or None, "
+                    f"not {type(value).__name__}"
                 )
             self._parameters[name] = None
         elif name in self._modules and value is None:
@@ -158,7 +120,7 @@ class Module:
         self._claim(name, self._parameters)
         self._parameters[name] = param
         if param is not None:
-            _name_tensor(param, name)
+            name_tensor(param, name)
 
     def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
         """Add a tensor that is state but not learned, under `name`; not saved unless `persistent`."""
@@ -166,7 +128,7 @@ class Module:
         self._buffers[name] = None if tensor is None else as_tensor(tensor)
         (self._transient.discard if persistent else self._transient.add)(name)
         if tensor is not None:
-            _name_tensor(self._buffers[name], name)
+            name_tensor(self._buffers[name], name)
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a module (or None) under `name`."""
@@ -222,7 +184,7 @@ class Module:
                     continue
                 seen.add(id(value))
                 full = f"{path}.{name}" if path else name
-                _name_tensor(value, full)
+                name_tensor(value, full)
                 yield full, value
 
     def named_parameters(
@@ -324,7 +286,10 @@ class Module:
         return self
 
     def to(self: M, dtype: Any = None, **ignored: Any) -> M:
-        """Floating point parameters and buffers as `dtype`, in place. Devices do not exist here: `to("cpu")` does nothing."""
+        """Floating point parameters and buffers as `dtype`, in place.
+
+        Devices do not exist here: `to("cpu")` does nothing.
+        """
         if dtype is None or (isinstance(dtype, str) and dtype == "cpu"):
             return self
         kind = as_dtype(dtype)
@@ -360,8 +325,8 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy values (tensors or arrays) into parameters and buffers, in place.
 
-        With `strict` names must agree exactly. Raises StateError, which names every entry that is missing, unexpected or of
-        another shape or type; then nothing was changed.
+        With `strict` names must agree exactly. Raises StateError, which names every entry that is missing, unexpected
+        or of another shape or type; then nothing was changed.
         """
         if not isinstance(state_dict, Mapping):
             raise StateError(f"load_state_dict takes a mapping of names to tensors, got {type(state_dict).__name__}")
@@ -415,20 +380,3 @@ def _fitting(name: str, tensor: Tensor, value: Any, faults: list[str]) -> Any:
     elif is_float(array.dtype) and not is_float(tensor.dtype):
         faults.append(f"{name}: {array.dtype.name} values, should be {tensor.dtype.name}")
     return array
-
-
-def _name_tensor(tensor: Any, path: str) -> None:
-    """Remember the longest dotted path that ends in what the tensor was called before."""
-    clean = re.sub(r"[^\w.]", "_", path)
-    if not tensor.name or clean.endswith("." + tensor.name):
-        tensor.name = clean
-
-
-def clear_grad(param: Tensor, set_to_none: bool = True) -> None:
-    """Set `.grad` to None (or to zeros, where there is one); while tracing, remembering what it was."""
-    if param.grad is None:
-        return
-    trace = current_trace()
-    if trace is not None:
-        trace.set_grad(param, None)
-    param.grad = None if set_to_none else param.grad.detach() * 0

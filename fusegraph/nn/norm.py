@@ -56,7 +56,9 @@ class _BatchNorm(Module):
                 init.constant_(tensor, value)
 
     def forward(self, x: Any) -> Tensor:
-        """[N, C, ...]: each channel with the statistics of this batch (training), or with the running ones (evaluation)."""
+        """[N, C, ...]: each channel with the statistics of this batch (training), or with the running ones
+        (evaluation).
+        """
         x = as_tensor(x)
         if x.ndim not in self._axes or x.shape[1] != self.num_features:
             raise user_error(
@@ -156,7 +158,9 @@ class RMSNorm(Module):
 
 
 class GroupNorm(Module):
-    """Each of `num_groups` groups of channels brought to mean 0 and variance 1, then times weight plus bias a channel."""
+    """Each of `num_groups` groups of channels brought to mean 0 and variance 1, then times weight plus bias a
+    channel.
+    """
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, dtype: Any = None

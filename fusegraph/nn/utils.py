@@ -8,7 +8,7 @@ from typing import Any
 from fusegraph import ops
 from fusegraph.autograd import no_grad
 from fusegraph.errors import GradientError, OptionError
-from fusegraph.nn.module import Parameter
+from fusegraph.nn.parameter import Parameter
 from fusegraph.tensor import Tensor, user_error
 from fusegraph.trace import current_trace
 

@@ -1,18 +1,17 @@
-"""Element by element: arithmetic, comparison, functions of one value. Operands are broadcast and promoted as in PyTorch."""
+"""Element by element: arithmetic, comparison, functions of one value.
+
+Operands are broadcast and promoted as in PyTorch.
+"""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import numpy as np
-
-from fusegraph.dtypes import DType, as_dtype, bool_, float32, is_float, promote, scalar_dtype
-from fusegraph.errors import DTypeError, OptionError, ShapeError
+from fusegraph.dtypes import as_dtype, bool_, float32, is_float
+from fusegraph.errors import DTypeError, OptionError
 from fusegraph.ir import emit
+from fusegraph.ops.operands import Operand, broadcast_shapes, is_scalar, prepare
 from fusegraph.tensor import Tensor, as_tensor, user_error
-
-Operand = Any
 
 __all__ = [
     "abs",
@@ -68,57 +67,6 @@ __all__ = [
 ]
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether `value` is a Python (or numpy) number, whose type gives way to a tensor's."""
-    return isinstance(value, (bool, int, float, np.generic)) and not isinstance(value, np.ndarray)
-
-
-def broadcast_shapes(name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that all of `shapes` broadcast to. Raises ShapeError that names them."""
-    try:
-        return tuple(np.broadcast_shapes(*shapes))
-    except ValueError:
-        text = " and ".join(str(list(shape)) for shape in shapes)
-        raise user_error(
-            ShapeError,
-            f"{name}: shapes {text} do not broadcast together (sizes must be equal, or 1, from the last axis)",
-        ) from None
-
-
-_CATEGORY = {"b": 0, "i": 1, "u": 1, "f": 2}
-
-
-def common_dtype(operands: tuple[Operand, ...]) -> DType:
-    """The type of an operation on `operands`, of which at least one is a tensor.
-
-    PyTorch's rule: tensors with axes decide; a 0-d tensor counts only if it is of a higher category (bool, integer, float),
-    and a Python number only if it is of a higher category still.
-    """
-    tensors = [value for value in operands if not is_scalar(value)]
-    kind: DType | None = None
-    for group in ([t for t in tensors if t.ndim], [t for t in tensors if not t.ndim]):
-        if group:
-            own = functools.reduce(promote, (value.dtype for value in group))
-            kind = own if kind is None or _CATEGORY[own.kind] > _CATEGORY[kind.kind] else kind
-    assert kind is not None
-    for value in operands:
-        if is_scalar(value):
-            kind = scalar_dtype(value.item() if isinstance(value, np.generic) else value, kind)
-    return kind
-
-
-def prepare(name: str, *operands: Operand, dtype: DType | None = None) -> list[Tensor]:
-    """`operands` as tensors of one shape and one dtype."""
-    operands = tuple(value if is_scalar(value) else as_tensor(value) for value in operands)
-    if all(is_scalar(value) for value in operands):
-        operands = (as_tensor(operands[0]), *operands[1:])
-    kind = dtype or common_dtype(operands)
-    like = next(value for value in operands if not is_scalar(value))
-    shape = broadcast_shapes(name, *(() if is_scalar(value) else value.shape for value in operands))
-    made = [emit.constant(value, like, kind) if is_scalar(value) else cast(value, kind) for value in operands]
-    return [emit.expand(value, shape) for value in made]
-
-
 def _binary(name: str, a: Operand, b: Operand, as_float: bool = False) -> Tensor:
     a, b = prepare(name, a, b)
     if as_float and not is_float(a.dtype):
@@ -169,7 +117,9 @@ def floor_divide(a: Operand, b: Operand) -> Tensor:
 
 
 def remainder(a: Operand, b: Operand) -> Tensor:
-    """a - b * floor(a / b): the sign is b's (Python's %); exact while the quotient fits into the type's whole numbers."""
+    """a - b * floor(a / b): the sign is b's (Python's %); exact while the quotient fits into the type's whole
+    numbers.
+    """
     a, b = prepare("remainder", a, b)
     if not is_float(a.dtype):
         return emit.bind("mod", a, b)  # type: ignore[no-any-return]

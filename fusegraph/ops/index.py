@@ -31,7 +31,9 @@ __all__ = [
 
 
 def getitem(x: Any, key: Any) -> Tensor:
-    """x[key]: integers, slices (any step), None, ..., and integer arrays (one, or several that are broadcast together, side by side)."""
+    """x[key]: integers, slices (any step), None, ..., and integer arrays (one, or several that are broadcast
+    together, side by side).
+    """
     x = as_tensor(x)
     keys = list(key) if isinstance(key, tuple) else [key]
     used = sum(1 for k in keys if k is not None and k is not Ellipsis)
@@ -141,7 +143,9 @@ def index_select(x: Any, dim: int, index: Any) -> Tensor:
 
 
 def gather(x: Any, dim: int, index: Any) -> Tensor:
-    """out[..., i, ...] = x[..., index[..., i, ...], ...] along `dim` (as torch.gather; the other axes may be smaller in `index`)."""
+    """out[..., i, ...] = x[..., index[..., i, ...], ...] along `dim` (as torch.gather; the other axes may be
+    smaller in `index`).
+    """
     x, index = as_tensor(x), as_tensor(index)
     (axis,) = resolve_dims("gather", x, dim)
     if index.ndim != x.ndim:
@@ -219,7 +223,9 @@ def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Tensor:
 
 
 def scatter(x: Any, dim: int, index: Any, src: Any) -> Tensor:
-    """`x` with src[..., i, ...] (or a number) written at index[..., i, ...] along `dim`; where an index is repeated, the mean."""
+    """`x` with src[..., i, ...] (or a number) written at index[..., i, ...] along `dim`; where an index is
+    repeated, the mean.
+    """
 
     def combine(x: Tensor, size: tuple[int, ...], index: Tensor, src: Tensor, axis: int) -> Tensor:
         zeros = emit.expand(emit.constant(0, x), size)

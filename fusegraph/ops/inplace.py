@@ -1,7 +1,7 @@
 """Methods that change a tensor: `x.add_(y)`, `x += y`, `x[key] = value`.
 
-A leaf (a parameter, a buffer) is overwritten in its memory, as by `copy_`. A computed tensor has no memory that anything else
-may see: it takes the new value as its own, and the gradient flows through.
+A leaf (a parameter, a buffer) is overwritten in its memory, as by `copy_`. A computed tensor has no memory that
+anything else may see: it takes the new value as its own, and the gradient flows through.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def _before(x: Tensor) -> Tensor:
 
 
 def replace(x: Tensor, new: Tensor, name: str) -> Tensor:
-    """Give `x` the value `new` (computed from `_before(x)`, if from `x`). Raises DTypeError, ShapeError, GradientError."""
+    """Give `x` the value `new` (computed from `_before(x)`, if from `x`).
+
+    Raises DTypeError, ShapeError, GradientError.
+    """
     if new.shape != x.shape:
         raise user_error(
             ShapeError,
@@ -162,7 +165,10 @@ def detach_(self: Tensor) -> Tensor:
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
-    """x[key] = value: `key` as in `getitem`, or a bool mask; `value` is broadcast. Of equal indices the last one wins (eager)."""
+    """x[key] = value:
+
+    `key` as in `getitem`, or a bool mask; `value` is broadcast. Of equal indices the last one wins (eager).
+    """
     if isinstance(key, Tensor) and key.dtype == bool_ or isinstance(key, np.ndarray) and key.dtype == np.bool_:
         new = _masked(x, as_tensor(key), value)
     else:

@@ -28,7 +28,6 @@ __all__ = [
     "mv",
     "outer",
     "tensordot",
-    "trace",
     "vecdot",
 ]
 
@@ -192,7 +191,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Tensor:
     return emit.reshape(out, (*(a.shape[i] for i in kept_a), *(b.shape[i] for i in kept_b)))  # type: ignore[no-any-return]
 
 
-# -- einsum ---------------------------------------------------------------------------------------------------------------
+# -- einsum ----------------------------------------------------------------------------------------------------------
 
 _DOTS = "\u0000\u0001\u0002\u0003\u0004\u0005\u0006\u0007"  # names for the axes that "..." stands for
 
@@ -253,12 +252,14 @@ def _arranged(x: Tensor, letters: str, order: str) -> Tensor:
 
 
 def _contract(a: Tensor, la: str, b: Tensor, lb: str, needed: str) -> tuple[Tensor, str]:
-    """One operand for two: letters that are in both and in nothing else (`needed`) are summed over, by a batched product."""
+    """One operand for two: letters that are in both and in nothing else (`needed`) are summed over, by a batched
+    product.
+    """
     shared = [c for c in la if c in lb]
     summed = "".join(c for c in shared if c not in needed)
     batch = "".join(c for c in shared if c in needed)
     rows, columns = ("".join(c for c in own if c not in shared) for own in (la, lb))
-    size = {}
+    size: dict[str, int] = {}
     for letters, x in ((la, a), (lb, b)):
         for c, n in zip(letters, x.shape, strict=True):
             if size.get(c, 1) != n and size.get(c, 1) != 1 and n != 1:
@@ -279,7 +280,8 @@ def _contract(a: Tensor, la: str, b: Tensor, lb: str, needed: str) -> tuple[Tens
 
 
 def einsum(equation: str, *operands: Any) -> Tensor:
-    """Sums of products over named axes, such as ``einsum("bij,bjk->bik", a, b)``; operands are joined from left to right.
+    """Sums of products over named axes, such as ``einsum("bij,bjk->bik", a, b)``; operands are joined from left to
+    right.
 
     Raises ShapeError when the equation does not fit the operands.
     """

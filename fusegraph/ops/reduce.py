@@ -1,4 +1,7 @@
-"""Reductions: sums, means, extremes over axes; `dim` is an axis, several, or None for all, `keepdim` keeps them with size 1."""
+"""Reductions: sums, means, extremes over axes.
+
+`dim` is an axis, several, or None for all; `keepdim` keeps them with size 1.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class ValuesAndIndices(NamedTuple):
 
 
 def resolve_dims(name: str, x: Tensor, dim: Dims) -> tuple[int, ...]:
-    """`dim` as axes counted from the front, in order. Raises ShapeError for one that does not exist, or stands twice."""
+    """`dim` as axes counted from the front, in order.
+
+    Raises ShapeError for one that does not exist, or stands twice.
+    """
     dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     for axis in dims:
         if not -x.ndim <= axis < x.ndim:
@@ -155,12 +161,12 @@ def _shared_extreme(op: str, x: Any, dim: Dims, keepdim: bool) -> Tensor:
 
 
 def max(x: Any, dim: Any = None, keepdim: bool = False) -> Any:  # noqa: A001
-    """With `dim`: (values, indices), the first of equal ones. With another tensor: `maximum`. Else the largest of all."""
+    """The largest of all; with `dim`: (values, indices), the first of equal ones; with another tensor: `maximum`."""
     return _extreme("max", x, dim, keepdim)
 
 
 def min(x: Any, dim: Any = None, keepdim: bool = False) -> Any:  # noqa: A001
-    """With `dim`: (values, indices), the first of equal ones. With another tensor: `minimum`. Else the smallest of all."""
+    """The smallest of all; with `dim`: (values, indices), the first of equal ones; with another tensor: `minimum`."""
     return _extreme("min", x, dim, keepdim)
 
 

@@ -283,7 +283,10 @@ def unfold(x: Any, dimension: int, size: int, step: int, dilation: int = 1) -> T
 
 
 def pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
-    """New elements around `x`; `pad` is (low, high) of the last axis, then of the one before, ... (as F.pad). Negative crops."""
+    """New elements around `x`;
+
+    `pad` is (low, high) of the last axis, then of the one before, ... (as F.pad). Negative crops.
+    """
     x = as_tensor(x)
     if mode != "constant":
         raise user_error(ShapeError, f"pad: mode {mode!r} is not supported, only 'constant'")

@@ -12,7 +12,8 @@ from fusegraph.tensor import Tensor, user_error
 
 
 class Adam(Optimizer):
-    """Steps along the running mean of the gradient, scaled by the root of the running mean of its square (Kingma and Ba, ICLR 2015).
+    """Steps along the running mean of the gradient, scaled by the root of the running mean of its square (Kingma and
+    Ba, ICLR 2015).
 
     weight_decay is added to the gradient. Arithmetic as torch.optim.Adam; the bias corrections are float64.
     """
@@ -66,7 +67,10 @@ class Adam(Optimizer):
                 self._update_one(group, param, rate, root)
 
     def _update_one(self, group: ParamGroup, param: Tensor, rate: Tensor, root: Tensor) -> None:
-        """One parameter: `rate` is lr / (1 - beta1 ** step), `root` is 1 / sqrt(1 - beta2 ** step), both 0-d float64."""
+        """Update one parameter.
+
+        `rate` is lr / (1 - beta1 ** step), `root` is 1 / sqrt(1 - beta2 ** step), both 0-d float64.
+        """
         beta1, beta2 = group.tensor("betas")
         state = self.state[param]
         gradient = self._gradient(group, param, decay=not self._decoupled)
@@ -84,7 +88,9 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam whose weight_decay shrinks the parameter itself, by the factor 1 - lr * weight_decay (Loshchilov and Hutter, ICLR 2019)."""
+    """Adam whose weight_decay shrinks the parameter itself, by the factor 1 - lr * weight_decay (Loshchilov and
+    Hutter, ICLR 2019).
+    """
 
     _decoupled = True
 

@@ -13,7 +13,8 @@ from fusegraph.tensor import Tensor
 class Adagrad(Optimizer):
     """Steps along the gradient, scaled by the root of the sum of all its squares (Duchi, Hazan and Singer, JMLR 2011).
 
-    The rate falls as lr / (1 + (step - 1) * lr_decay). weight_decay is added to the gradient. Arithmetic as torch.optim.Adagrad.
+    The rate falls as lr / (1 + (step - 1) * lr_decay). weight_decay is added to the gradient. Arithmetic as
+    torch.optim.Adagrad.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Adagrad(Optimizer):
 class RMSprop(Optimizer):
     """Steps along the gradient, scaled by the root of the running mean of its square (Tieleman and Hinton, 2012).
 
-    centered: by the root of the running variance. weight_decay is added to the gradient. Arithmetic as torch.optim.RMSprop.
+    centered: by the root of the running variance. weight_decay is added to the gradient. Arithmetic as
+    torch.optim.RMSprop.
     """
 
     def __init__(

@@ -188,7 +188,8 @@ class SequentialLR(LRScheduler):
         if not schedulers or len(milestones) != len(schedulers) - 1:
             raise user_error(
                 OptionError,
-                f"SequentialLR: {len(schedulers)} schedules need {max(len(schedulers) - 1, 0)} milestones, got {len(milestones)}",
+                f"SequentialLR: {len(schedulers)} schedules need {max(len(schedulers) - 1, 0)} milestones, "
+                f"got {len(milestones)}",
             )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise user_error(OptionError, "SequentialLR: all schedules must belong to the same optimizer")
@@ -206,7 +207,8 @@ class SequentialLR(LRScheduler):
 
 
 class OneCycleLR(LRScheduler):
-    """Up from max_lr / div_factor to max_lr, then down to that / final_div_factor, in `total_steps` steps (Smith, 2018).
+    """Up from max_lr / div_factor to max_lr, then down to that / final_div_factor, in `total_steps` steps (Smith,
+    2018).
 
     With cycle_momentum the momentum (or Adam's first beta) goes the other way.
     """
@@ -234,7 +236,8 @@ class OneCycleLR(LRScheduler):
         if total_steps < 1 or not 0.0 <= pct_start <= 1.0 or anneal_strategy not in ("cos", "linear"):
             raise user_error(
                 OptionError,
-                f"OneCycleLR: total_steps {total_steps}, pct_start {pct_start} or anneal_strategy {anneal_strategy!r} is not allowed",
+                f"OneCycleLR: total_steps {total_steps}, pct_start {pct_start} or anneal_strategy {anneal_strategy!r} "
+                "is not allowed",
             )
         groups = optimizer.param_groups
         self.max_lrs = list(max_lr) if isinstance(max_lr, Sequence) else [max_lr] * len(groups)

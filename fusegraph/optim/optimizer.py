@@ -1,13 +1,14 @@
 """What all optimizers share: groups of parameters with options, and state beside each parameter.
 
-Numbers that schedules change (the rate, the momentum, ...) live in 0-d float64 tensors. A traced step reads them as inputs, so
-a changed number needs no new trace. What a number switches on or off (a weight decay of 0 is left out of the arithmetic) and
-all other options are guards of the trace.
+Numbers that schedules change (the rate, the momentum, ...) live in 0-d float64 tensors. A traced step reads them as
+inputs, so a changed number needs no new trace. What a number switches on or off (a weight decay of 0 is left out of
+the arithmetic) and all other options are guards of the trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fusegraph import ops
 from fusegraph.autograd import no_grad
 from fusegraph.dtypes import float64
 from fusegraph.errors import GradientError, OptionError, StateError, TraceError
-from fusegraph.nn.module import clear_grad
+from fusegraph.nn.parameter import clear_grad
 from fusegraph.tensor import Tensor, user_error
 from fusegraph.trace import configuration_changed, current_trace, suspended
 
@@ -44,7 +45,7 @@ class ParamGroup(dict[str, Any]):
             self[key] = value
 
     def tensor(self, key: str) -> Any:
-        """The 0-d float64 tensor (for "betas": the pair) behind a number."""
+        """The 0-d float64 tensor (for "betas": the pair) behind a number; other options as they are."""
         return super().__getitem__(key)
 
     def uses(self, key: str) -> bool:
@@ -121,11 +122,10 @@ def _same(a: Any, b: Any) -> bool:
 
 def check_option(name: str, value: Any, low: float = 0.0, high: float = float("inf")) -> None:
     """Raise OptionError unless low <= value < high (NaN is outside)."""
-    if not (isinstance(value, (int, float, np.floating, np.integer)) and low <= value < high):
-        raise user_error(
-            OptionError,
-            f"{name} must be {'at least ' + format(low, 'g') if high == float('inf') else f'in [{low:g}, {high:g})'}, got {value!r}",
-        )
+    if isinstance(value, (int, float, np.floating, np.integer)) and low <= value < high:
+        return
+    allowed = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g})"
+    raise user_error(OptionError, f"{name} must be {allowed}, got {value!r}")
 
 
 class Optimizer:
@@ -229,13 +229,12 @@ class Optimizer:
             return
         trace.consumed_grads.update(map(id, params))
         label = f"{type(self).__name__} group {number}"
-        for key in group:
-            if key == "params":
-                trace.guard(f"the parameters of {label}", lambda: tuple(map(id, dict.__getitem__(group, "params"))))
-            elif key in ("momentum", "weight_decay"):
-                trace.guard(f"whether {label} uses {key}", lambda key=key: group.uses(key))
+        trace.guard(f"the parameters of {label}", lambda: tuple(map(id, group["params"])))
+        for key in self.defaults:
+            if key in ("momentum", "weight_decay"):
+                trace.guard(f"whether {label} uses {key}", partial(group.uses, key))
             elif key not in SCALARS:
-                trace.guard(f"{key} of {label}", lambda key=key: dict.__getitem__(group, key))
+                trace.guard(f"{key} of {label}", partial(group.tensor, key))
 
     def _new_state(self, group: ParamGroup, param: Tensor) -> dict[str, Tensor]:
         """The state of `param` before its first step."""
@@ -256,8 +255,8 @@ class Optimizer:
     def _shared_steps(self, params: list[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """The step counts of `params`, each with the parameters that it is the count of.
 
-        Parameters that have always been updated together share one tensor, so that what is computed from it is computed once.
-        One that is left out of a step parts from the others.
+        Parameters that have always been updated together share one tensor, so that what is computed from it is
+        computed once. One that is left out of a step parts from the others.
         """
         with suspended():
             chosen = set(map(id, params))
@@ -300,7 +299,10 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over options and (copies of) state. Raises StateError when it was saved from other groups; then nothing was changed."""
+        """Take over options and (copies of) state.
+
+        Raises StateError when it was saved from other groups; then nothing was changed.
+        """
         groups, state = self._checked_state(state_dict)
         params = dict(self._numbered())
         for group, saved in zip(self.param_groups, groups, strict=True):

@@ -15,7 +15,8 @@ from fusegraph.tensor import Tensor, user_error
 class SGD(Optimizer):
     """param -= lr * buffer, where buffer = momentum * buffer + (1 - dampening) * gradient.
 
-    nesterov: the step looks ahead along the buffer. weight_decay is added to the gradient. Arithmetic as torch.optim.SGD.
+    nesterov: the step looks ahead along the buffer. weight_decay is added to the gradient. Arithmetic as
+    torch.optim.SGD.
     """
 
     def __init__(

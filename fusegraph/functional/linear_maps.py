@@ -18,7 +18,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     if weight.ndim not in (1, 2) or x.ndim < 1 or x.shape[-1] != weight.shape[-1]:
         raise user_error(
             ShapeError,
-            f"linear: input {list(x.shape)} does not fit weight {list(weight.shape)}: the last axes must have the same size",
+            f"linear: input {list(x.shape)} does not fit weight {list(weight.shape)}: "
+            "the last axes must have the same size",
         )
     if x.dtype != weight.dtype:
         raise user_error(
@@ -45,7 +46,9 @@ def _token_ids(name: str, ids: Any) -> Tensor:
 
 
 def one_hot(x: Any, num_classes: int = -1) -> Tensor:
-    """1 (int64) at the class, else 0: labels [...] -> [..., num_classes]; -1 counts the classes (not in compiled code)."""
+    """1 (int64) at the class, else 0: labels [...] -> [..., num_classes]; -1 counts the classes (not in compiled
+    code).
+    """
     x = _token_ids("one_hot", x)
     if num_classes == -1:
         num_classes = int(ops.max(x).item()) + 1 if x.numel() else 0
@@ -79,7 +82,9 @@ def padding_index(padding_idx: int, tokens: int) -> int:
 
 
 def embedding_one_hot(input: Any, weight: Any) -> Tensor:  # noqa: A002
-    """The same as `embedding`, written as a product with one-hot rows: work for every token of the table, but no scatter."""
+    """The same as `embedding`, written as a product with one-hot rows: work for every token of the table, but no
+    scatter.
+    """
     weight = as_tensor(weight)
     ids = _token_ids("embedding_one_hot", input)
     if weight.ndim != 2 or not is_float(weight.dtype):
