@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from fusegraph.errors import OptionError
 from fusegraph.ir.graph import Graph
 from fusegraph.ir.verify import verify as verify_graph
-from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
+from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite, shared_nodes
 from fusegraph.passes.cse import CSE
 from fusegraph.passes.dce import DCE
 from fusegraph.passes.gradients import GRADIENTS, SOFTMAX_PASS
@@ -44,20 +44,21 @@ def run_pipeline(graph: Graph, disable: Iterable[str] = (), record: list[tuple[s
     checked = os.environ.get("FUSEGRAPH_VERIFY") == "1" if verify is None else verify
     chosen = [step for step in PIPELINE if step.name not in _known(disable) and (step.exact or not exact)]
     settled: dict[str, Graph] = {}
-    for _ in range(MAX_ROUNDS):
-        before = graph
-        for step in chosen:
-            if settled.get(step.name) is graph:
-                continue
-            after = step(graph)
-            if after is graph:
-                settled[step.name] = graph
-                continue
-            graph = verify_graph(after) if checked else after
-            if record is not None:
-                record.append((step.name, graph))
-        if graph is before:
-            break
+    with shared_nodes():
+        for _ in range(MAX_ROUNDS):
+            before = graph
+            for step in chosen:
+                if settled.get(step.name) is graph:
+                    continue
+                after = step(graph)
+                if after is graph:
+                    settled[step.name] = graph
+                    continue
+                graph = verify_graph(after) if checked else after
+                if record is not None:
+                    record.append((step.name, graph))
+            if graph is before:
+                break
     return graph
 
 

@@ -17,8 +17,10 @@ nodes with `build.add`, or with the functions of `fusegraph.ir.emit` on `build.v
 from __future__ import annotations
 
 import math
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,14 +39,21 @@ _FIRE_LIMIT = 64
 
 @dataclass(frozen=True)
 class Pass:
-    """A named graph -> graph function. `exact`: the results keep every bit (but for the sign of a NaN)."""
+    """A named graph -> graph function.
+
+    exact: the results keep every bit (but for the sign of a NaN). needs: without any of these primitives in a graph the
+    pass has nothing to do.
+    """
 
     name: str
     run: Callable[[Graph], Graph]
     exact: bool = True
+    needs: frozenset[str] = frozenset()
 
     def __call__(self, graph: Graph) -> Graph:
         """The rewritten graph; `graph` is left as it is."""
+        if self.needs and self.needs.isdisjoint({node.op for node in graph.nodes}):
+            return graph
         return self.run(graph)
 
 
@@ -76,30 +85,68 @@ class Value:
 class RewriteBuilder(GraphBuilder):
     """A builder that takes over unchanged nodes of another graph as they are (nodes are immutable).
 
-    `location` is where new nodes belong to when nothing else is said; `readers` lists the primitives that read a
-    rewritten node in the graph that is being rewritten (a result counts as "result").
+    `location` is where new nodes belong to when nothing else is said. `replaced` says which nodes of the graph that is
+    being rewritten have become others.
     """
 
     location: Location = NOWHERE
-    readers: dict[Node, list[str]] = field(default_factory=lambda: defaultdict(list))
+    replaced: dict[Node, Node] = field(default_factory=dict)
+    _graph: Graph | None = None
+    _origins: dict[Node, list[Node]] = field(default_factory=dict)
+    _readers: dict[Node, list[str]] | None = None
+    _taken: set[Node] = field(default_factory=set)
     _positions: dict[Node, int] = field(default_factory=dict)
+
+    def begin(self, graph: Graph) -> None:
+        """From now on `graph` is rewritten."""
+        self.inputs = list(graph.inputs)
+        self.nodes += [node for node in self.inputs if node not in self._taken]
+        self._taken.update(self.inputs)
+        if self._graph is not graph:
+            self._graph, self._readers = graph, None
+        self.replaced, self._origins = {}, {}
 
     def add(self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None,
             location: Location = NOWHERE) -> Node:
         """The node `op(inputs, **params)`, at the place of the node that is being rewritten."""
-        return super().add(op, inputs, params, location if location != NOWHERE else self.location)
+        node = super().add(op, inputs, params, location if location != NOWHERE else self.location)
+        self._taken.add(node)
+        return node
 
     def copy(self, node: Node, inputs: tuple[Node, ...]) -> Node:
         """`node` with other inputs of the same shapes and dtypes; the one that is known already if there is one."""
+        same = inputs == node.inputs
+        if same and node in self._taken:
+            return node
         key = (node.op, tuple(map(id, inputs)), freeze_params(node.params))
         known = self._known.get(key)
         if known is None:
             known = node
-            if any(new is not old for new, old in zip(inputs, node.inputs)):
+            if not same:
                 known = Node(node.op, inputs, node.params, node.shape, node.dtype, node.location, node.name)
             self._known[key] = known
             self.nodes.append(known)
+            self._taken.add(known)
         return known
+
+    def replace(self, node: Node, other: Node) -> None:
+        """What read `node` reads `other` from now on."""
+        if other is not node:
+            self.replaced[node] = other
+            self._origins.setdefault(other, []).append(node)
+
+    def readers(self, node: Node) -> list[str]:
+        """The primitives that read `node`, or what became `node`, in the graph that is rewritten.
+
+        A result of the graph is read by "result".
+        """
+        if self._readers is None:
+            assert self._graph is not None
+            self._readers = _readers(self._graph)
+        found = [] if node in self.replaced else list(self._readers.get(node, ()))
+        for origin in self._origins.get(node, ()):
+            found += self._readers[origin]
+        return found
 
     def value(self, node: Node) -> Value:
         """`node` as an operand of the functions in `fusegraph.ir.emit`."""
@@ -113,7 +160,7 @@ class RewriteBuilder(GraphBuilder):
 
     def is_single_use(self, node: Node) -> bool:
         """Whether at most one node reads `node`: what is computed for it is not needed elsewhere."""
-        return len(self.readers.get(node, ())) <= 1
+        return len(self.readers(node)) <= 1
 
     def reshape(self, x: Node, shape: Shape) -> Node:
         """`x` with another shape."""
@@ -138,25 +185,47 @@ class RewriteBuilder(GraphBuilder):
         return self.add("slice", (x,), {"start": tuple(start), "size": tuple(size), "step": tuple(step)})
 
 
-def rewrite(graph: Graph, rule: Rule) -> Graph:
+class _Shared(threading.local):
+    """The builder that all rewrites of a pipeline share: a node that it has taken over is not looked at again."""
+
+    builder: RewriteBuilder | None = None
+
+
+_shared = _Shared()
+
+
+@contextmanager
+def shared_nodes() -> Iterator[None]:
+    """Rewrites inside share one builder: equal nodes of all graphs are one node."""
+    before, _shared.builder = _shared.builder, RewriteBuilder()
+    try:
+        yield
+    finally:
+        _shared.builder = before
+
+
+def rewrite(graph: Graph, rule: Rule | Rules) -> Graph:
     """`graph` with `rule` applied to every node, producers first, until it gives None.
 
     The result is `graph` itself when nothing changed.
     """
-    build = RewriteBuilder(list(graph.inputs), list(graph.inputs))
-    new: dict[Node, Node] = {node: node for node in graph.inputs}
-    readers = _readers(graph)
-    for node in graph.inputs:
-        build.readers[node] += readers[node]
+    build = _shared.builder or RewriteBuilder()
+    build.begin(graph)
+    new = build.replaced
+    table = rule.table if isinstance(rule, Rules) else None
     for node in graph.nodes:
-        if node.op != "input":
+        if node.op == "input":
+            continue
+        inputs = tuple([new.get(value, value) for value in node.inputs]) if new else node.inputs
+        result = build.copy(node, inputs)
+        if table is None or result.op in table:
             build.location = node.location
-            new[node] = result = _apply(build, rule, build.copy(node, tuple([new[value] for value in node.inputs])))
-            build.readers[result] += readers[node]
-    if all(new[node] is node for node in graph.results):
+            result = _apply(build, rule, result)
+        build.replace(node, result)
+    if not any(node in new for node in graph.results):
         return graph
-    updates = [(old, new[value]) for old, value in graph.updates]
-    result = build.finish([new[node] for node in graph.outputs], updates, graph.name)
+    updates = [(old, new.get(value, value)) for old, value in graph.updates]
+    result = build.finish([new.get(node, node) for node in graph.outputs], updates, graph.name)
     return graph if _is_same(graph, result) else result
 
 

@@ -12,28 +12,27 @@ from typing import Any
 
 from fusegraph.ir.graph import Graph, Node, freeze_params
 from fusegraph.ir.primitives import PRIMITIVES
-from fusegraph.passes.base import Pass, RewriteBuilder, rewrite
+from fusegraph.passes.base import Pass, RewriteBuilder, Rules, rewrite
 
 _MIRRORED = {"gt": "lt", "ge": "le"}
 _COMMUTATIVE = {name for name, primitive in PRIMITIVES.items() if "commutative" in primitive.traits} | {"eq", "ne"}
 
 
-def _key(node: Node) -> tuple[Any, ...]:
-    op, operands = node.op, tuple(map(id, node.inputs))
-    if op in _COMMUTATIVE:
-        operands = tuple(sorted(operands))
-    elif op in _MIRRORED:
-        op, operands = _MIRRORED[op], operands[::-1]
-    return (op, operands, freeze_params(node.params))
-
-
 def cse(graph: Graph) -> Graph:
     """`graph` with every value computed once."""
+    rules = Rules()
     first: dict[tuple[Any, ...], Node] = {}
 
-    def same(build: RewriteBuilder, node: Node, inputs: tuple[Node, ...]) -> Node:
-        return first.setdefault(_key(node), node)
-    return rewrite(graph, same)
+    @rules.on(*_COMMUTATIVE, *_MIRRORED, *_MIRRORED.values())
+    def in_one_order(build: RewriteBuilder, node: Node, inputs: tuple[Node, ...]) -> Node:
+        """f(b, a) -> f(a, b), if that is there already"""
+        op, operands = node.op, tuple(map(id, inputs))
+        if op in _COMMUTATIVE:
+            operands = tuple(sorted(operands))
+        elif op in _MIRRORED:
+            op, operands = _MIRRORED[op], operands[::-1]
+        return first.setdefault((op, operands, freeze_params(node.params)), node)
+    return rewrite(graph, rules)  # which makes equal nodes one
 
 
 CSE = Pass("cse", cse)

@@ -257,7 +257,7 @@ def gradients(graph: Graph) -> Graph:
     return _relu_masks(rewrite(graph, ONE_HOT))
 
 
-GRADIENTS = Pass("gradients", gradients)
+GRADIENTS = Pass("gradients", gradients, needs=frozenset({*ONE_HOT.table, "relu"}))
 
 
 # -- softmax out of log-softmax ---------------------------------------------------------------------------------------
@@ -305,4 +305,4 @@ def softmax(graph: Graph) -> Graph:
     return rewrite(graph, SOFTMAX)
 
 
-SOFTMAX_PASS = Pass("softmax", softmax, exact=False)
+SOFTMAX_PASS = Pass("softmax", softmax, exact=False, needs=frozenset({"log"}))

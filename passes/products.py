@@ -49,7 +49,7 @@ def _factors(build: RewriteBuilder, x: Node) -> list[Node]:
     left = [x]
     while left:
         node = left.pop()
-        only_multiplied = node is x or all(reader in ("mul", "sum") for reader in build.readers.get(node, ()))
+        only_multiplied = node is x or all(reader in ("mul", "sum") for reader in build.readers(node))
         if node.op == "mul" and only_multiplied and len(left) + len(found) < _MOST_FACTORS:
             left += reversed(node.inputs)
         else:
@@ -144,4 +144,4 @@ def products(graph: Graph) -> Graph:
     return _known_products(rewrite(graph, PRODUCTS))
 
 
-PRODUCTS_PASS = Pass("products", products, exact=False)
+PRODUCTS_PASS = Pass("products", products, exact=False, needs=frozenset({"mul"}))

@@ -79,4 +79,4 @@ def sparse(graph: Graph) -> Graph:
     return rewrite(graph, SPARSE)
 
 
-SPARSE_PASS = Pass("sparse", sparse, exact=False)
+SPARSE_PASS = Pass("sparse", sparse, exact=False, needs=frozenset({"put_add", "put_along_add"}))

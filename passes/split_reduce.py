@@ -79,4 +79,4 @@ def split_reduce(graph: Graph) -> Graph:
     return rewrite(graph, SPLIT)
 
 
-SPLIT_REDUCE = Pass("split_reduce", split_reduce, exact=False)
+SPLIT_REDUCE = Pass("split_reduce", split_reduce, exact=False, needs=frozenset(_COMBINE))
