@@ -144,21 +144,29 @@ class NestWriter:
         assert axis is not None
         unit = lanes * self._plan.copies
         whole = axis.extent // unit * unit
-        if whole and not (whole == unit and low == 0 and high == axis.extent):
+        if whole == unit and low == 0 and high == axis.extent:  # a single block: no loop
+            self._points([*self._block(None, self._plan.copies, lanes), *self._rest(whole)])
+            return
+        if whole:
             limit = high if whole == axis.extent else self._fn.min_i64(high, whole)
             limit = int(limit) if str(limit).isdigit() else limit
             self._fn.comment(f"for {axis.name} < {whole} by {unit}: {self._plan.copies} vectors of {lanes}")
             with self._fn.loop(low, limit, unit) as loop, self._e.scope({axis: Position(loop.index)}):
-                copies = [Copy(loop.index, k * lanes, lanes, lanes) for k in range(self._plan.copies)]
-                self._points(copies)
-        elif whole:
-            self._points([Copy(None, k * lanes, lanes, lanes) for k in range(self._plan.copies)])
-        narrow = self._plan.narrow
-        rest = [Copy(None, at, narrow, min(narrow, axis.extent - at)) for at in range(whole, axis.extent, narrow)]
-        if rest:
+                self._points(self._block(loop.index, self._plan.copies, lanes))
+        if rest := self._rest(whole):
             self._fn.comment(f"{axis.name} = {whole} .. {axis.extent - 1}")
             with self._only_at_end(high, axis.extent), self._e.scope({}):
                 self._points(rest)
+
+    @staticmethod
+    def _block(base: str | None, count: int, lanes: int) -> list[Copy]:
+        return [Copy(base, k * lanes, lanes, lanes) for k in range(count)]
+
+    def _rest(self, start: int) -> list[Copy]:
+        """Vectors of one register for what is left from `start` on."""
+        assert self._plan.axis is not None
+        extent, narrow = self._plan.axis.extent, self._plan.narrow
+        return [Copy(None, at, narrow, min(narrow, extent - at)) for at in range(start, extent, narrow)]
 
     @contextmanager
     def _only_at_end(self, high: int | str, extent: int) -> Iterator[None]:
@@ -169,6 +177,11 @@ class NestWriter:
             yield
 
     def _points(self, copies: Sequence[Copy]) -> None:
+        """The stages for some vectors; vectors of two lengths one after the other."""
+        if len({copy.lanes for copy in copies}) > 1:
+            for lanes in sorted({copy.lanes for copy in copies}, reverse=True):
+                self._points([copy for copy in copies if copy.lanes == lanes])
+            return
         assert self._plan.axis is not None
         frame = Frame(self._plan.axis, copies[0].lanes, True, tuple(copies))
         with self._e.scope({}), self._e.framed(frame), self._e.point():

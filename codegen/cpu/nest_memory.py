@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fusegraph.codegen.cpu.body import Copy, Evaluator
 
 Term = tuple[Atom, int]
+MOST_STEP = 4  # elements that are at most so far apart are loaded as whole vectors
 _REGISTER_BYTES = 32  # of AVX2; AVX-512 registers take two pieces
 
 
@@ -221,8 +222,13 @@ class MemoryWriter:
         return v.shuffle(value, "poison", [*range(count - 1, -1, -1), *range(count, v.lanes)]) if v.lanes > 1 else value
 
     def _load_gathered(self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, step: int | None) -> str:
-        """Scalar loads, one a lane: faster than the gather instructions of most processors."""
+        """Neighbours a few elements apart by whole vectors and shuffles; else scalar loads, one a lane.
+
+        Those are faster than the gather instructions of most processors.
+        """
         v = self._e.ops(copy.lanes).element(memory_element(dtype))
+        if step is not None and 2 <= step <= MOST_STEP and lanes is None and copy.lanes > 2:
+            return self._from_memory(self._load_every(v, self.pointer(buffer, index, copy), copy.count, step), dtype, copy.lanes)
         if step is not None and lanes is None:
             pointer = self.pointer(buffer, index, copy)
             addresses = [self._offset(pointer, step * lane, v.element) for lane in range(copy.count)]
@@ -235,8 +241,23 @@ class MemoryWriter:
             vector = v.select(lanes, vector, v.constant(0))
         return self._from_memory(vector, dtype, copy.lanes)
 
+    def _load_every(self, v: VectorOps, pointer: str, count: int, step: int) -> str:
+        """Every `step`-th element, `count` of them. Nothing behind the last one is read: vectors overlap instead."""
+        span = step * (count - 1) + 1
+        starts = [min(start, max(span - v.lanes, 0)) for start in range(0, span, v.lanes)]
+        vectors = [self._load_first(v, self._offset(pointer, start, v.element), min(v.lanes, span)) for start in starts]
+        place = [(step * lane // v.lanes, step * lane) for lane in range(count)]
+        result, filled = "zeroinitializer", 0
+        for number, (start, vector) in enumerate(zip(starts, vectors, strict=True)):
+            mine = [element - start for which, element in place if which == number]
+            chosen = [*range(filled), *(v.lanes + k for k in mine), *range(filled + len(mine), v.lanes)]
+            result, filled = v.shuffle(result, vector, chosen), filled + len(mine)
+        return result
+
     def _lane_addresses(self, buffer: str, index: Index, lanes: str | None, copy: Copy) -> list[str]:
         """One address for each lane that counts; element 0 where the mask fails."""
+        if lanes is None and copy.base is None and self._is_known_lane_by_lane(index):
+            return self._known_lanes(buffer, index, copy)
         element = "i32" if self._e.indices.is_small(index) else "i64"
         v = self._e.ops(copy.lanes).element(element)
         offsets = self._e.indices.lanes(index, copy, element)
@@ -248,6 +269,18 @@ class MemoryWriter:
             if element == "i32":
                 offset = self._e.fn.cast("sext", "i32", offset, "i64")
             addresses.append(self._offset(base, offset, self._element(buffer)))
+        return addresses
+
+    def _is_known_lane_by_lane(self, index: Index) -> bool:
+        """Whether only the vector axis itself differs between lanes: no value that was read does."""
+        return not any(self._e.varies(value) for value in indirect_values(index))
+
+    def _known_lanes(self, buffer: str, index: Index, copy: Copy) -> list[str]:
+        """The addresses where the positions along the vector axis are numbers: quotients of them are numbers too."""
+        assert self._e.frame is not None
+        axis, addresses = self._e.frame.axis, []
+        for lane in range(copy.count):
+            addresses.append(self.pointer(buffer, index.substitute({axis: Index(copy.offset + lane)}), None))
         return addresses
 
     # -- stores -------------------------------------------------------------------------------------------------------

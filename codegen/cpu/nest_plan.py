@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.nest_canonical import inner_axes, stage_roots
+from fusegraph.codegen.cpu.nest_memory import MOST_STEP
 from fusegraph.codegen.cpu.vecmath import FUNCTIONS
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Stage
@@ -22,8 +23,12 @@ _PARALLEL_WORK = 20_000  # element operations below which one thread is faster t
 _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
 _STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts
+_COSTS = {
+    "div": 4.0, "sqrt": 4.0, "rsqrt": 8.0, "floordiv": 20.0, "mod": 20.0, "philox": 110.0, "exp": 26.0, "expm1": 30.0, "log": 45.0,
+    "log1p": 48.0, "tanh": 50.0, "sigmoid": 35.0, "erf": 55.0, "sin": 60.0, "cos": 60.0, "pow": 120.0,
+}  # fmt: skip
 _LIGHT = 16.0  # instructions of a body that LLVM interleaves well by itself
-_STATIC_WEIGHT = 400  # but not if that makes more than about this many instructions
+_STATIC_WEIGHT = 300  # but not if that makes more than about this many instructions
 
 
 @dataclass(frozen=True)
@@ -95,22 +100,18 @@ def operation_cost(node: Expr) -> float:
     """Instructions of one operation on a vector, roughly; of loads only what is not memory access."""
     if node.op in ("const", "acc", "load"):
         return 0.0
-    if node.op in ("div", "sqrt"):
-        return 4.0
-    if node.op in FUNCTIONS:
-        return (25.0 if node.op == "pow" else 14.0) * (4 if node.dtype.itemsize == 8 else 1)
-    if node.op == "philox":
-        return 60.0
-    return {"floordiv": 20.0, "mod": 20.0}.get(node.op, 1.0)
+    cost = _COSTS.get(node.op, 1.0)
+    return 4 * cost if node.op in FUNCTIONS and node.dtype.itemsize == 8 and node.op != "sqrt" else cost
 
 
-def _access_cost(index: Index, axis: Axis | None, lanes: int) -> float:
+def _access_cost(index: Index, axis: Axis | None, lanes: int, loaded: bool) -> float:
     """Of one vector of `lanes` points along `axis` (None: of one point)."""
     if axis is None or axis not in index.axes:
         return 1.0
     if not all(isinstance(atom, Axis) or axis not in Index(0, ((atom, 1),)).axes for atom, _ in index.terms):
         return 3.0 * lanes + 2
-    return {1: 1.0, -1: 2.0}.get(index.coefficient(axis), 2.0 * lanes)
+    step = index.coefficient(axis)
+    return {1: 1.0, -1: 2.0}.get(step, 2.0 * step if loaded and 2 <= step <= MOST_STEP else 2.0 * lanes)
 
 
 def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int, known: set[Expr] | None = None) -> float:
@@ -133,11 +134,11 @@ def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: i
             continue
         cost = operation_cost(node)
         if node.op == "load":
-            cost += _access_cost(node.attribute.index[0], axis, lanes) + 2 * len(node.attribute.mask)
+            cost += _access_cost(node.attribute.index[0], axis, lanes, loaded=not node.attribute.mask) + 2 * len(node.attribute.mask)
         total += cost * evaluations(node.axes, axis in node.axes)
     points = frozenset(inner)
     for store in stage.stores:
-        total += _access_cost(store.index[0], axis, lanes) * evaluations(points, True)
+        total += _access_cost(store.index[0], axis, lanes, loaded=False) * evaluations(points, True)
     total += sum(_STEP_COST.get(reduce.op, 6.0) for reduce in stage.reduces) * evaluations(points, True)
     if axis in stage.reduce_axes:
         across = sum(_STEP_COST.get(reduce.op, 6.0) for reduce in stage.reduces)
@@ -191,7 +192,8 @@ def _work(loop: Loop) -> int:
     total = 0
     for stage in loop.stages:
         points = math.prod(axis.extent for axis in inner_axes(stage))
-        total += points * sum(1 + int(operation_cost(node)) for node in walk(stage_roots(stage)) if node.op != "const")
+        operations = sum(1 + int(operation_cost(node)) for node in walk(stage_roots(stage)) if node.op != "const")
+        total += points * (operations + len(stage.stores) + len(stage.reduces))
     return total * loop.points()
 
 
