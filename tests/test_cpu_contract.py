@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from contract_tools import CompiledLoop, assert_close, program_of
 
+from fusegraph.codegen.cpu.contract import plan_contract
 from fusegraph.dtypes import bool_, float32, float64, int64, uint32
 from fusegraph.ir.index import Axis, Index, Indirect
 from fusegraph.ir.loops import Buffer, Loop, Program, Reduce, Stage, Store
@@ -16,7 +17,8 @@ from fusegraph.ir.scalar import Bound, Expr, acc, const, load, op, philox
 SHAPES = [
     (1, 10, 7), (7, 1, 5), (64, 10, 128), (6, 16, 8), (12, 32, 3), (13, 33, 17), (5, 24, 1), (3, 8, 64),
     (64, 96, 530), (45, 130, 600), (64, 100, 50), (17, 47, 33), (2, 129, 9), (50, 3, 20), (0, 5, 4), (4, 0, 4),
-    (9, 40, 100), (20, 40, 9000),
+    (9, 40, 100), (20, 40, 900),
+    (70, 40, 5000),
 ]  # fmt: skip
 LAYOUTS = ["nn", "nt", "tn", "tt"]
 
@@ -256,6 +258,17 @@ def test_refuses_what_is_no_float_contraction() -> None:
     assert CompiledLoop(loop, program).kernel is None
     for shape in ((4, 4, 0), (1, 1, 8)):
         assert CompiledLoop(*matmul(shape, "nn")).kernel is None
+
+
+def test_plans_say_what_they_do() -> None:
+    def plan(shape: tuple[int, int, int], layout: str) -> str:
+        return str(plan_contract(*matmul(shape, layout), vector_bits=256))
+
+    assert plan((64, 256, 784), "nn") == "64 rows x 256 columns (n) in tiles of 6 rows x 2 vectors of 8, packed panels"
+    assert plan((12, 16, 8), "nn") == "12 rows x 16 columns (n) in tiles of 6 rows x 2 vectors of 8"
+    assert plan((1, 64, 256), "nt") == "1 rows x 64 columns (n) in tiles of dot products of 1 rows x 8 columns"
+    assert plan((512, 512, 512), "tn").endswith("packed panels, a staged")
+    assert plan((120, 40, 9000), "nt").endswith("packed panels, sums in 4 blocks")
 
 
 def test_text_is_deterministic() -> None:

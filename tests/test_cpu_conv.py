@@ -164,6 +164,64 @@ def test_threads_do_not_change_a_bit(name: str, kind: str) -> None:
         np.testing.assert_array_equal(compiled.run(arrays, threads)["out"], alone)
 
 
+def random_case(rng: np.random.Generator) -> Case:
+    """Small, with every option."""
+    groups, kernel = int(rng.choice([1, 1, 2, 3])), [int(k) for k in rng.integers(1, 5, 2)]
+    dilation, stride = [int(d) for d in rng.integers(1, 3, 2)], [int(s) for s in rng.integers(1, 4, 2)]
+    padding = tuple(tuple(int(p) for p in rng.integers(0, 3, 2)) for _ in range(2))
+    smallest = [max(1, dilation[d] * (kernel[d] - 1) + 1 - sum(padding[d])) for d in (0, 1)]
+    size = [int(rng.integers(smallest[d], smallest[d] + 14)) for d in (0, 1)]
+    channels, maps = (int(c) for c in rng.integers(1, 8, 2))
+    image = (int(rng.integers(1, 4)), groups * channels, *size)
+    return case(image, (groups * maps, channels, *kernel), tuple(stride), padding, tuple(dilation), groups)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for kind in KINDS:
+        shape = random_case(rng)
+        loop, program = conv_loop(shape, kind)
+        arrays = inputs(program, seed)
+        compiled = CompiledLoop(loop, program)
+        assert compiled.kernel is not None, shape
+        alone = compiled.run(arrays)["out"]
+        assert_close(alone, reference(shape, kind, arrays))
+        np.testing.assert_array_equal(compiled.run(arrays, 3)["out"], alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["padded", "lenet2"])
+def test_exact_sums_in_the_order_of_the_loop(name: str, kind: str) -> None:
+    """Bit for bit what a scalar loop gives that multiplies and adds in float32."""
+    loop, program = conv_loop(CASES[name], kind)
+    arrays = inputs(program)
+    found = CompiledLoop(loop, program, exact=True).run(arrays)["out"]
+    np.testing.assert_array_equal(found, _in_order(loop, program, arrays))
+
+
+def _in_order(loop: Loop, program: Program, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    reduce, space = loop.stages[0].reduces[0], loop.space
+    grid = dict(zip(space, np.meshgrid(*(np.arange(a.extent) for a in space), indexing="ij"), strict=True))
+    total = np.zeros([axis.extent for axis in space], np.float32)
+    for point in np.ndindex(*(axis.extent for axis in loop.stages[0].reduce_axes)):
+        at = grid | dict(zip(loop.stages[0].reduce_axes, point, strict=True))
+        first, second = (_loaded(factor.attribute, arrays, at) for factor in reduce.value.args)
+        total += first * second
+    return total
+
+
+def _loaded(place: Any, arrays: dict[str, np.ndarray], at: dict[Axis, Any]) -> np.ndarray:
+    def value(index: Index) -> Any:
+        return index.constant + sum(factor * at[atom] for atom, factor in index.terms)
+
+    inside = np.bool_(True)
+    for condition in place.mask:
+        inside = inside & (condition.low <= value(condition.index)) & (value(condition.index) < condition.high)
+    index = [np.clip(value(i), 0, n - 1) for i, n in zip(place.index, arrays[place.buffer].shape, strict=True)]
+    return np.where(inside, arrays[place.buffer][tuple(index)], np.float32(0))
+
+
 def test_bias_and_relu() -> None:
     shape = CASES["mnist2"]
     bias = Buffer("bias", (8,), float32, "input")

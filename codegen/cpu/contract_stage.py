@@ -148,7 +148,12 @@ def _directions(operand: Operand) -> list[tuple[Index, Index, int, int, int]]:
 
 
 def _factor(flat: Index, index: Index) -> int | None:
-    """The whole number f with flat = f * index + terms in which none of index's atoms occur; None if there is none."""
+    """The whole number f with flat = f * index + terms in which none of index's atoms occur; None if there is none.
+
+    0 for an index that is constant: it is part of the address already.
+    """
+    if index.is_constant:
+        return 0
     terms = dict(flat.terms)
     factors = {divmod(terms.get(atom, 0), factor) for atom, factor in index.terms}
     if len(factors) != 1:

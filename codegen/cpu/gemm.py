@@ -15,7 +15,8 @@ from fusegraph.codegen.cpu.gemm_pack import Packer
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
-from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
+from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
+from fusegraph.codegen.cpu.nest import describe
 from fusegraph.codegen.cpu.nest_ops import element_of
 from fusegraph.ir.index import Axis
 
@@ -70,8 +71,9 @@ class _Emitter:
         return -(-self.plan.panel_width // self.plan.lanes) * self.plan.lanes
 
     def emit(self) -> EmittedKernel:
-        params = [f"ptr %base{i}" for i in range(len(self.buffers))] + ["ptr noalias %scratch", "i64 %tid", "i64 %nt"]
-        fn = self.module.function(self.loop.name, params)
+        fn = kernel_function(self.module, self.loop)
+        describe(fn, self.loop, self.plan.program)
+        fn.comment(str(self.plan))
         if self.loop.points() > 0:
             self._groups(fn)
         work = self.loop.points() * self.found.depth * extent_of(self.plan.blocks)
@@ -113,7 +115,7 @@ class _Emitter:
         stager.call(fn, self._base(stager.staging.buffer), coordinates, copy)
 
     def _base(self, buffer: str) -> str:
-        return f"%base{self.buffers.index(buffer)}"
+        return f"%p{self.buffers.index(buffer)}"
 
     def _task(
         self,

@@ -92,13 +92,13 @@ class MicroKernels:
         fn.call("void", name, [*self._bases(), ("ptr", sums), ("i64", rows), *self._places(coordinates)])
 
     def _bases(self) -> list[tuple[str, str]]:
-        return [("ptr", f"%base{i}") for i in range(len(self.buffers))]
+        return [("ptr", f"%p{i}") for i in range(len(self.buffers))]
 
     def _places(self, coordinates: Mapping[Axis, str]) -> list[tuple[str, str]]:
         return [("i64", coordinates[axis]) for axis in self.loop.space]
 
     def _function(self, name: str, *params: str) -> FunctionBuilder:
-        bases = [f"ptr %base{i}" for i in range(len(self.buffers))]
+        bases = [f"ptr %p{i}" for i in range(len(self.buffers))]
         places = [f"i64 %x{i}" for i in range(len(self.loop.space))]
         return self.module.function(name, [*bases, *params, *places], attrs="noinline")
 
@@ -142,7 +142,7 @@ class MicroKernels:
 
     def _epilogue(self, fn: FunctionBuilder, counts: Sequence[int]) -> Epilogue:
         coordinates = {axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}
-        pointers = {buffer: f"%base{i}" for i, buffer in enumerate(self.buffers)}
+        pointers = {buffer: f"%p{i}" for i, buffer in enumerate(self.buffers)}
         return Epilogue(
             fn, self.module, self.loop, self.program, pointers, coordinates, self.row, self.column, self.lanes, counts,
             self.exact,

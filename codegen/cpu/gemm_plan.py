@@ -78,6 +78,18 @@ class GemmPlan:
     contiguous: bool
     dot: bool
 
+    def __str__(self) -> str:
+        shape = f"{self.row_extent} rows x {self.found.column.extent} columns ({self.found.column.name})"
+        kind = f"dot products of {self.tile.rows} rows x {self.tile.vectors} columns" if self.dot else (
+            f"{self.tile.rows} rows x {self.tile.vectors} vectors of {self.lanes}")  # fmt: skip
+        parts = [f"{shape} in tiles of {kind}"]
+        if self.source is not None:
+            parts.append("packed panels")
+        parts += [f"{copy.buffer} staged" for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
+        if self.blocks:
+            parts.append(f"sums in {extent_of(self.blocks)} blocks")
+        return ", ".join(parts)
+
     @property
     def row_extent(self) -> int:
         """Rows along `row`."""
@@ -122,7 +134,8 @@ class GemmPlan:
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
             total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
-        return total + sum(self._copy_cycles(copy) for copy in (self.narrow_copy, self.wide_copy) if copy is not None)
+        copies = [copy for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
+        return total + sum(map(self._copy_cycles, copies))
 
     def _copy_cycles(self, copy: Staging) -> float:
         """Time of making an operand's copies, and of reading them from further away if they are large."""
@@ -192,7 +205,7 @@ def _staged(found: Contraction, program: Program) -> Iterator[tuple[Contraction,
 
 
 def _copies(found: Contraction, operand: Operand, program: Program) -> Iterator[tuple[Operand, Staging | None]]:
-    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along its outermost axes."""
+    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along the outer axes."""
     if not operand.mask:
         if operand.flat.is_affine:
             yield operand, None
@@ -239,8 +252,8 @@ def _plans(
         found, program, lanes, Tile(1, 1), layout.row,
         outer_rows=tuple(axis for axis in found.rows if axis is not layout.row),
         outer=(*found.shared, *(axis for axis in found.columns if axis is not found.column)),
-        blocks=blocks, sums=sums, narrow_copy=narrow_copy, wide_copy=wide_copy, row_stride=found.narrow.stride(layout.row),
-        row_table=layout.row_table, source=None,
+        blocks=blocks, sums=sums, narrow_copy=narrow_copy, wide_copy=wide_copy,
+        row_stride=found.narrow.stride(layout.row), row_table=layout.row_table, source=None,
         contiguous=all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program)), dot=False,
     )  # fmt: skip
     return [_ordered(plan) for plan in _variants(base, layout, 32 if vector_bits == 512 else 16, exact)]

@@ -80,7 +80,7 @@ def dot_tiles(rows: int, columns: int, lanes: int, registers: int) -> tuple[Tile
         Tile(r, c)
         for c in range(1, min(columns, lanes) + 1)
         for r in range(1, min(rows, 6) + 1)
-        if r * c + c + 1 <= registers
+        if r * c + (c if r > 1 else 1) + 1 <= registers
     ]
     fitting.sort(key=lambda tile: (dot_cost(tile, rows, columns, lanes), -tile.rows * tile.vectors))
     return tuple(fitting[:_KEPT])
@@ -98,6 +98,10 @@ def dot_cost(tile: Tile, rows: int, columns: int, lanes: int) -> tuple[float, fl
 
 
 def _cycles(rows: int, vectors: int) -> float:
-    """Cycles of one step of k: multiply-adds, loads, front end, and the latency of a chain of sums."""
+    """Cycles of one step of k: multiply-adds, loads, front end, and the latency of a chain of sums.
+
+    Loads cost a little even where they are not what limits: they come from the second-level cache now and then.
+    """
     products, loads = rows * vectors, rows + vectors
-    return max(products / 2, loads / 2, (products + loads + 3) / _OPERATIONS_PER_CYCLE, _FMA_LATENCY)
+    busy = max(products / 2, loads / 2, (products + loads + 3) / _OPERATIONS_PER_CYCLE, _FMA_LATENCY)
+    return busy + 0.03 * loads
