@@ -10,7 +10,7 @@ import functools
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,11 +85,16 @@ class Record:
 
     def check_versions(self) -> None:
         """Raise GradientError if an input was overwritten since it was used."""
-        for value, version in zip(self.inputs, self.versions, strict=True):
-            if value._version != version:
-                raise GradientError(
-                    f"a tensor of shape {list(value.shape)} that the gradient needs was changed in place after it was used; "
-                    "call backward() before the update, or compute the forward pass again")
+        check_unchanged(zip(self.inputs, self.versions, strict=True))
+
+
+def check_unchanged(used: Iterable[tuple[Tensor, int]]) -> None:
+    """Raise GradientError if one of the tensors was overwritten since it had the version beside it."""
+    for value, version in used:
+        if value._version != version:
+            raise GradientError(
+                f"a tensor of shape {list(value.shape)} that the gradient needs was changed in place after it was used; "
+                "call backward() before the update, or compute the forward pass again")
 
 
 def record_primitive(name: str, inputs: Sequence[Tensor], params: Any, out: Tensor) -> None:

@@ -231,7 +231,8 @@ class Compiled:
         read = [captured[node] for node in graph.inputs if node in captured]
         first = len(arguments)
         owners = [(first + i, owner) for i, t in enumerate(read) if (owner := trace.grad_owners.get(id(t))) is not None]
-        written = [graph.inputs.index(node) for node, _ in assigned]
+        inputs = [*trace.builder.inputs[:first], *(node for node in graph.inputs if node in captured)]
+        written = [inputs.index(node) for node, _ in assigned]
         backward = None
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)

@@ -49,10 +49,11 @@ class Joint:
         """How many of the forward program's outputs are the function's own."""
         return len(self.outputs)
 
-    def attach(self, version: Version, arguments: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array]) -> None:
-        """Record the call, so that `.backward()` of its outputs runs the backward program."""
-        inputs = [self._concrete(target, version, arguments) for target in self.targets]
+    def attach(self, version: Version, sources: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array]) -> None:
+        """Record the call, so that `.backward()` of its outputs runs the backward program. `sources`: tensors of the graph's inputs."""
+        inputs = [self._concrete(target, sources) for target in self.targets]
         kept = [arrays[position] for position in self.passed] + made[self.count:]
+        used = [(sources[position], sources[position]._version) for position in self.passed]
         shapes = [made[i].shape for i in self.roots]
         backward = version.backward
         assert backward is not None
@@ -60,8 +61,9 @@ class Joint:
         def pull(cotangents: list[Any]) -> list[Any]:
             from fusegraph.tensor import Tensor
 
+            autograd.check_unchanged(used)
             if autograd.is_grad_enabled():
-                return self._replayed(version, arguments, inputs, cotangents)
+                return self._replayed(sources, inputs, cotangents)
             seeds = [np.zeros(shape, made[i].dtype) if cotangents[i] is None else np.ascontiguousarray(cotangents[i]._value)
                      for i, shape in zip(self.roots, shapes, strict=True)]
             return [Tensor._make(value) for value in backward.run([*kept, *seeds])]
@@ -71,20 +73,20 @@ class Joint:
             outputs[position].requires_grad = True
             outputs[position]._record, outputs[position]._output = record, position
 
-    def _concrete(self, target: Any, version: Version, arguments: list[Tensor]) -> Tensor:
+    def _concrete(self, target: Any, sources: list[Tensor]) -> Tensor:
         """The tensor of this call that a target stands for."""
         if not target.is_symbol:
             return target  # type: ignore[no-any-return]
         assert self.source is not None
-        return arguments[self.source.inputs.index(target._value)]
+        return sources[self.source.inputs.index(target._value)]
 
-    def _replayed(self, version: Version, arguments: list[Tensor], inputs: list[Tensor], cotangents: list[Any]) -> list[Any]:
+    def _replayed(self, sources: list[Tensor], inputs: list[Tensor], cotangents: list[Any]) -> list[Any]:
         """Gradients that can be differentiated again: the forward graph applied to the tensors, operation by operation."""
         assert self.source is not None
-        values: dict[Node, Any] = dict(zip(self.source.inputs, [*arguments, *version.captured], strict=True))
+        values: dict[Node, Any] = dict(zip(self.source.inputs, sources, strict=True))
         for node in self.source.nodes:
             if node.op != "input":
-                values[node] = _apply(node, [values[value] for value in node.inputs], arguments or version.captured)
+                values[node] = _apply(node, [values[value] for value in node.inputs], sources)
         roots = [values[self.outputs[i]] for i in self.roots if cotangents[i] is not None]
         seeds = [cotangents[i] for i in self.roots if cotangents[i] is not None]
         return list(autograd.grad(roots, inputs, seeds, create_graph=True, allow_unused=True))

@@ -34,7 +34,7 @@ class Tensor(TensorMethods):
     Made by `fg.tensor`, `fg.zeros`, ...; not by this class. `numpy()` shares memory where the tensor is concrete.
     """
 
-    __slots__ = ("_value", "_record", "_output", "_leaf", "_trace", "_version", "requires_grad", "grad", "name", "__weakref__")
+    __slots__ = ("_value", "_record", "_output", "_leaf", "_trace", "_version", "requires_grad", "_grad", "name", "__weakref__")
     __array_priority__ = 1000
     _value: Any
     _record: autograd.Record | None
@@ -43,7 +43,7 @@ class Tensor(TensorMethods):
     _trace: Trace | None
     _version: int
     requires_grad: bool
-    grad: Tensor | None
+    _grad: Tensor | None
     name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class Tensor(TensorMethods):
     def _make(cls, value: Any, requires_grad: bool = False, record: autograd.Record | None = None, output: int = 0) -> Tensor:
         self = object.__new__(cls)
         self._value, self.requires_grad, self._record, self._output = value, requires_grad, record, output
-        self._leaf, self._trace, self._version, self.grad, self.name = None, None, 0, None, ""
+        self._leaf, self._trace, self._version, self._grad, self.name = None, None, 0, None, ""
         return self
 
     @classmethod
@@ -159,10 +159,22 @@ class Tensor(TensorMethods):
         """
         autograd.backward(self, gradient, create_graph)
 
-    def _accumulate(self, gradient: Tensor) -> None:
+    @property
+    def grad(self) -> Tensor | None:
+        """What `backward` has collected for this leaf, or None. In a compiled function it is read anew at each call."""
+        trace = current_trace()
+        if trace is not None:
+            trace.read_grad(self, self._grad)
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
         trace = current_trace()
         if trace is not None:
             trace.set_grad(self, gradient)
+        self._grad = gradient
+
+    def _accumulate(self, gradient: Tensor) -> None:
         before = self.grad
         self.grad = gradient if before is None else before + gradient
 
@@ -218,6 +230,8 @@ class Tensor(TensorMethods):
         value = self._value
         trace = current_trace()
         known = trace.captured.get(id(self)) if trace is not None else None
+        if trace is not None and not isinstance(value, Node):
+            trace.values_read[id(self)] = (self, self._version)
         if isinstance(value, Node) or (known is not None and known.assigned):
             raise TraceError(
                 f"{wanted} needs the value of a {self.dtype.name}{list(self.shape)} tensor, which is known only when the compiled "

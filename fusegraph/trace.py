@@ -73,6 +73,9 @@ class Trace:
     builder: GraphBuilder = field(default_factory=GraphBuilder)
     captured: dict[int, Captured] = field(default_factory=dict)
     grads_before: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    grads_read: dict[int, tuple[Tensor, bool]] = field(default_factory=dict)  # was it None, before the function set it?
+    grad_owners: dict[int, Tensor] = field(default_factory=dict)  # a gradient's id -> whose it is
+    values_read: dict[int, tuple[Tensor, int]] = field(default_factory=dict)  # by Python, at which version
     consumed_grads: set[int] = field(default_factory=set)
     guards: list[Guard] = field(default_factory=list)
     closed: bool = False
@@ -121,8 +124,15 @@ class Trace:
         captured.value, captured.assigned = self._symbol(tensor, value._value), True
 
     def set_grad(self, tensor: Tensor, value: Any) -> None:
-        """Called when `tensor.grad` of a captured leaf is about to be set: remembers what to put back if tracing fails."""
-        self.grads_before.setdefault(id(tensor), (tensor, tensor.grad))
+        """Called when `tensor.grad` of a leaf is about to be set: remembers what to put back when tracing is over."""
+        self.grads_before.setdefault(id(tensor), (tensor, tensor._grad))
+
+    def read_grad(self, tensor: Tensor, gradient: Any) -> None:
+        """Called when `tensor.grad` is read: what it was before the call is an input of the step, and whether it was None a guard."""
+        if id(tensor) not in self.grads_before and not tensor.is_symbol:
+            self.grads_read.setdefault(id(tensor), (tensor, gradient is None))
+            if gradient is not None:
+                self.grad_owners[id(gradient)] = tensor
 
     def add(self, name: str, inputs: list[Tensor], params: Any) -> Node:
         """A node for primitive `name`."""
