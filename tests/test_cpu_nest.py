@@ -668,3 +668,22 @@ def test_small_kernels_run_on_one_thread():
         loop = Loop("map", axes, (Stage(stores=(Store(case.output("o", (size,)), indices(axes), value),)),))
         module = Module(vector_bits=256)
         assert emit_nest(module, loop, one_loop_program(loop, case.buffers), 256).parallel is expected
+
+
+@pytest.mark.parametrize("dtype", [float32, float64])
+def test_division_by_what_a_row_shares(dtype):
+    """Multiplied by a reciprocal: 1.5 ulp from the quotient, and inf, NaN, zero, tiny and huge divisors are divided by."""
+    case, info = Case(), np.finfo(dtype)
+    divisors = [1.0, 3.0, -7.0, 0.0, -0.0, np.inf, np.nan, info.tiny / 8, info.smallest_subnormal, info.max, info.max / 3, 1e-20]
+    r, c = axes_of(len(divisors), 37, names="rc")
+    rows = case.rng.standard_normal((len(divisors), 37)) * np.array([[1.0]] * 7 + [[float(info.tiny)]] * 2 + [[float(info.max / 8)]] * 2 + [[1.0]])
+    rows[:, 5:9] = [0.0, np.inf, -np.inf, np.nan]
+    case.input("x", rows.shape, dtype, rows)
+    case.input("d", (len(divisors),), dtype, divisors)
+    quotient = op("div", case.load("x", (r, c)), case.load("d", (r,)))
+    loop = Loop("divide", (r, c), (Stage(stores=(
+        Store(case.output("o", rows.shape, dtype), (I(r), I(c)), quotient),
+        Store(case.output("k", rows.shape, dtype), (I(r), I(c)), op("div", case.load("x", (r, c)), const(3.7, dtype))))),))  # fmt: skip
+    case.check(loop, rtol=1.5 * float(info.eps), atol=1.5 * float(info.smallest_subnormal), bits=BITS)
+    assert "fdiv contract <8" not in text_of(loop, case.buffers)
+    case.check(loop, rtol=0, atol=0, exact=True)

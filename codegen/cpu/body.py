@@ -267,10 +267,45 @@ class Evaluator:
             raise CompilerError(f"accumulator {node.attribute} is read before the stage that reduces it is done")
         if node.op == "cast" and node.args[0].op == "index" and copy and self.indices.is_small(node.args[0].attribute):
             return ops.cast(self.indices.lanes(node.args[0].attribute, copy, "i32"), int32, node.dtype)
+        if node.op == "div" and self._by_reciprocal(node):
+            return self._divide(node, copy)
         args = [self.vector(arg, copy) for arg in node.args]
         if node.op == "philox":
             return ops.philox(args[0], args[1], self.indices.low_word(node.attribute, copy))
         return ops.apply(node.op, node.dtype, args, [arg.dtype for arg in node.args])
+
+    # -- division by what all lanes share -----------------------------------------------------------------------------
+
+    def _by_reciprocal(self, node: Expr) -> bool:
+        """Whether a division may be a multiplication: its divisor is the same for a whole vector (not with `exact`)."""
+        return not self.exact and node.dtype.kind == "f" and self.varies(node.args[0]) and not self.varies(node.args[1])
+
+    def _divide(self, node: Expr, copy: Copy | None) -> str:
+        """(x * r) * s with r * s = 1 / divisor, s a power of two that keeps r from overflow and underflow.
+
+        One rounding more than a division (at most 1.5 units in the last place); zero, inf and NaN give what they give there.
+        """
+        assert copy is not None
+        v, x = self.ops(copy.lanes).of(node.dtype), self.vector(node.args[0], copy)
+        reciprocal, scale = self._reciprocal(node.args[1], copy.lanes)
+        product = v.mul(x, reciprocal)
+        return v.mul(product, scale) if scale else product
+
+    def _reciprocal(self, divisor: Expr, lanes: int) -> tuple[str, str]:
+        """r and s in all lanes; no s where the divisor is a constant of ordinary size."""
+        v, one = self.ops(lanes).of(divisor.dtype), self.scalars.of(divisor.dtype)
+        if divisor.op == "const" and 1e-30 < abs(divisor.attribute) < 1e30:
+            return v.constant(float(divisor.dtype.type(1) / divisor.dtype.type(divisor.attribute))), ""
+        found = [self.lookup((divisor, part, lanes)) for part in ("reciprocal", "scale")]
+        if found[0] is None or found[1] is None:
+            value = self.value(divisor)
+            size = one.unary("fabs", value)
+            scale = one.select(one.compare("ogt", size, one.constant(2.0**60)), one.constant(2.0**-64), one.constant(1.0))
+            scale = one.select(one.compare("olt", size, one.constant(2.0**-60)), one.constant(2.0**64), scale)
+            reciprocal = one.div(one.constant(1.0), one.mul(value, scale))
+            found = [self.remember((divisor, "reciprocal", lanes), v.broadcast(reciprocal)),
+                     self.remember((divisor, "scale", lanes), v.broadcast(scale))]  # fmt: skip
+        return str(found[0]), str(found[1])
 
     def bind_accumulator(self, acc: Expr, copy: Copy | None, value: str) -> None:
         """The value of a closed accumulator, for the rest of the point of the space."""
@@ -306,6 +341,9 @@ class Evaluator:
     def _hoist_broadcasts(self, node: Expr) -> None:
         """Operands of a vector operation that are known scalars."""
         assert self.frame is not None
+        if node.op == "div" and self._by_reciprocal(node) and self.ready(node.args[1]):
+            self._reciprocal(node.args[1], self.frame.lanes)
+            return
         for arg in node.args:
             if arg.op != "const" and not self.varies(arg) and self.ready(arg):
                 self.splat(arg, self.value(arg), self.frame.lanes, arg.dtype)
