@@ -104,7 +104,7 @@ class Version:
     def changes(self) -> list[str]:
         """What is not as it was, in words."""
         names = [(t, t.name or f"a tensor of shape {list(t.shape)}") for t in self.captured]
-        found = [f"{guard.what} was {guard.value!r}, now {guard.read()!r}" for guard in self.guards if guard.read() != guard.value]
+        found = [_guard_change(guard) for guard in self.guards if guard.read() != guard.value]
         found += [f"{name} was {_in_words(known)}, now {_in_words(_signature(t))}"
                   for (t, name), known in zip(names, self.signatures, strict=True) if _signature(t) != known]
         found += [f"the gradient of {t.name or 'a parameter'} was {'None' if none else 'there'}, now it is "
@@ -237,7 +237,7 @@ class Compiled:
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             backward = build(backward_graph, self._options)
-        return Version(key, build(graph, self._options), read, owners, written, list(trace.guards), rebuild,
+        return Version(key, build(graph, self._options), read, owners, written, [g.again() for g in trace.guards], rebuild,
                        [_MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads,
                        list(trace.grads_read.values()), list(trace.values_read.values()), joint, backward)
 
@@ -335,6 +335,20 @@ def _leave_gradients(version: Version, arguments: list[Tensor], outputs: list[Te
 
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.shape, tensor.dtype, tensor.requires_grad)
+
+
+def _guard_change(guard: Guard) -> str:
+    old, new = guard.value, guard.read()
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return f"{guard.what} was {old!r}, now {new!r}"
+    parts = [f"`{name}` was {old.get(name)!r}, now {new.get(name)!r}" if max(map(_digits, (old.get(name), new.get(name)))) < 10 else
+             f"`{name}` was replaced" for name in {**old, **new} if old.get(name) != new.get(name)]
+    return f"{guard.what}: {', '.join(parts)}"
+
+
+def _digits(value: Any) -> int:
+    """An object's identity, among plain numbers, is known by its length."""
+    return len(str(value)) if type(value) is int else 0
 
 
 def _in_words(signature: tuple[Any, ...]) -> str:

@@ -14,6 +14,7 @@ from fusegraph.dtypes import uint32
 from fusegraph.errors import OptionError
 from fusegraph.ir import emit
 from fusegraph.tensor import Tensor
+from fusegraph.trace import current_trace
 
 
 def _mix(seed: int) -> int:
@@ -38,8 +39,11 @@ class Generator:
         """Begin the stream that `seed` names. Raises OptionError when it is not an integer."""
         if not isinstance(seed, (int, np.integer)):
             raise OptionError(f"a seed must be an integer, got {seed!r}")
-        self.key._value[...] = _mix(int(seed))
-        self.counter._value[...] = 0
+        for state, value in ((self.key, _mix(int(seed))), (self.counter, 0)):
+            if current_trace() is None:
+                state._value[...] = value
+            else:  # assigned as any state is, so that a compiled function seeds at each call
+                state.copy_(emit.constant(value, state))
         return self
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:

@@ -55,6 +55,10 @@ class Guard:
     read: Callable[[], Any]
     value: Any
 
+    def again(self) -> Guard:
+        """The guard with the value that the setting has now (a traced function may change settings itself)."""
+        return Guard(self.what, self.read, self.read())
+
 
 @dataclass
 class Captured:
