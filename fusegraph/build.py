@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,14 +76,16 @@ class ProgramExecutable:
 
     def __init__(self, program: Program, inner: Any) -> None:
         self.program, self.inner = program, inner
+        self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Run on `inputs`; outputs are made anew."""
+        """Run on `inputs`; outputs are made anew. Concurrent callers wait for each other: temporary memory is shared."""
         arrays = dict(zip(self.program.inputs, inputs, strict=True))
         for name in self.program.outputs:
             buffer = self.program.buffers[name]
             arrays[name] = np.empty(buffer.shape, buffer.dtype)
-        self.inner.run(arrays)
+        with self._lock:
+            self.inner.run(arrays)
         return [arrays[name] for name in self.program.outputs]
 
 

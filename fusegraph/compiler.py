@@ -27,6 +27,7 @@ from fusegraph.trace import Guard, Trace, configuration_version, current_trace, 
 Array = np.ndarray[Any, Any]
 Key = tuple[Any, ...]
 DEFAULT_VERSIONS = 64
+_compiling = threading.RLock()  # one for all: expressions are interned by the process, and traces set and restore gradients
 _MADE = object()  # stands for a tensor among a function's results
 
 
@@ -128,7 +129,6 @@ class Compiled:
         self._function, self._options, self._limit = function, options, versions
         self._versions: OrderedDict[int, Version] = OrderedDict()
         self._by_key: dict[Key, list[int]] = {}
-        self._lock = threading.RLock()
         self._made = 0
         self._last: Version | None = None
         self.reasons: list[str] = []
@@ -169,7 +169,7 @@ class Compiled:
         return tuple(parts)
 
     def _version(self, key: Key, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Version:
-        with self._lock:
+        with _compiling:
             for number in self._by_key.get(key, ()):
                 version = self._versions[number]
                 if version.holds():
@@ -243,7 +243,7 @@ class Compiled:
 
     def _joint(self, trace: Trace, symbols: list[Any], outputs: list[Tensor]) -> Joint | None:
         """What the backward pass computes, when a gradient may be asked for outside of the function."""
-        roots = [(i, out) for i, out in enumerate(outputs) if out.requires_grad and out._record is not None]
+        roots = [(i, out) for i, out in enumerate(outputs) if out.requires_grad]
         if not roots or not autograd.is_grad_enabled():
             return None
         seeds = [trace.argument(f"grad_output_{i}", out.detach()) for i, out in roots]
@@ -266,6 +266,7 @@ class Compiled:
             if not sources[position]._value.flags.writeable:
                 raise UnsupportedError(f"{sources[position].name or 'an argument'} of shape {list(sources[position].shape)} is overwritten "
                                        "by the compiled function, but its memory is read-only (a view?): pass a copy")
+        before = {position: arrays[position].copy() for position in version.joint.overwritten} if version.joint is not None else {}
         made = version.artifact.run(arrays)
         version.calls += 1
         for position in version.written:
@@ -275,7 +276,7 @@ class Compiled:
         outputs = [Tensor._make(value) for value in made[:len(made) if version.joint is None else version.joint.count]]
         _leave_gradients(version, arguments, outputs)
         if version.joint is not None and version.backward is not None:
-            version.joint.attach(version, sources, arrays, outputs, made)
+            version.joint.attach(version, sources, arrays, outputs, made, before)
         rest = iter(outputs)
         return version.rebuild([next(rest) if leaf is _MADE else leaf for leaf in version.results])
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusegraph import autograd
 from fusegraph.ir import emit
-from fusegraph.ir.graph import Graph, GraphBuilder, Node
+from fusegraph.ir.graph import Graph, GraphBuilder, Node, topological_order
 from fusegraph.ir.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Joint:
     targets    what gets a gradient: argument symbols and captured tensors; gradients: their nodes
     outputs    nodes of the function's own results
     saved      forward values that the forward program gives besides; passed: forward inputs that the backward reads again
+    overwritten  inputs that the forward program overwrites and its outputs depend on (the counter of random numbers, say)
     """
 
     roots: list[int]
@@ -42,6 +43,7 @@ class Joint:
     outputs: list[Node]
     saved: list[Node] = field(default_factory=list)
     passed: list[int] = field(default_factory=list)
+    overwritten: list[int] = field(default_factory=list)
     source: Graph | None = None
 
     @property
@@ -49,8 +51,12 @@ class Joint:
         """How many of the forward program's outputs are the function's own."""
         return len(self.outputs)
 
-    def attach(self, version: Version, sources: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array]) -> None:
-        """Record the call, so that `.backward()` of its outputs runs the backward program. `sources`: tensors of the graph's inputs."""
+    def attach(self, version: Version, sources: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array],
+               before: dict[int, Array]) -> None:
+        """Record the call, so that `.backward()` of its outputs runs the backward program.
+
+        sources: tensors of the graph's inputs; before: what overwritten ones of them held.
+        """
         inputs = [self._concrete(target, sources) for target in self.targets]
         kept = [arrays[position] for position in self.passed] + made[self.count:]
         used = [(sources[position], sources[position]._version) for position in self.passed]
@@ -63,7 +69,7 @@ class Joint:
 
             autograd.check_unchanged(used)
             if autograd.is_grad_enabled():
-                return self._replayed(sources, inputs, cotangents)
+                return self._replayed([Tensor._make(before[i]) if i in before else t for i, t in enumerate(sources)], inputs, cotangents)
             seeds = [np.zeros(shape, made[i].dtype) if cotangents[i] is None else np.ascontiguousarray(cotangents[i]._value)
                      for i, shape in zip(self.roots, shapes, strict=True)]
             return [Tensor._make(value) for value in backward.run([*kept, *seeds])]
@@ -112,9 +118,11 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
     late = _depending(after, set(seeds))
     updated = {old for old, _ in after.updates}
     saved, passed = _kept(after, gradients, late, updated)
-    done = Joint(joint.roots, seeds, joint.targets, gradients, outputs, saved, [inputs.index(node) for node in passed],
-                 Graph(forward.name, tuple(node for node in forward.inputs if node not in joint.seeds), forward.outputs, forward.updates))
-    done.outputs = list(forward.outputs)
+    source = Graph(forward.name, tuple(node for node in forward.inputs if node not in joint.seeds), forward.outputs, forward.updates)
+    needed = topological_order(source.outputs)
+    overwritten = [source.inputs.index(old) for old, _ in source.updates if old in needed]
+    done = Joint(joint.roots, seeds, joint.targets, gradients, list(forward.outputs), saved, [inputs.index(node) for node in passed],
+                 overwritten, source)
     front = Graph(forward.name, inputs, (*outputs, *saved), after.updates)
     return front, done, _backward_graph(after, gradients, passed, saved, seeds, late)
 
