@@ -256,7 +256,7 @@ def test_nodes_know_their_module_and_parameters_their_names() -> None:
     assert modules == {"Net.first", "Net.blocks.0", "Net.blocks.1.0"}
     assert {node.location.module for node in traced.graph if node.op == "relu"} == {"Net", "Net.blocks.1.1"}
     assert {n.name for n in traced.graph.inputs} == {"argument0", "offset", *NAMES}
-    assert [g.what for g in traced.trace.guards][:2] == ["training mode of Net", "training mode of first"]
+    assert [g.what for g in traced.trace.guards][:2] == ["training mode of Net", "training mode of Net.first"]
 
 
 def test_a_parameter_cannot_be_made_of_a_symbol() -> None:
@@ -446,6 +446,29 @@ def test_layers_traced(name: str, rng: np.random.Generator) -> None:
         for got, want in zip(state, layer.buffers(), strict=True):
             assert_close(got, want.numpy(), 1e-6, name)
         layer = layer_before
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_compiled(name: str, backend: str, rng: np.random.Generator) -> None:
+    """A compiled layer: fused forward and backward, running statistics, evaluation; beside the eager layer."""
+    make, shape = LAYERS[name]
+    layer = make(nn)
+    twin = copy.deepcopy(layer)
+    fast = fg.compile(twin, backend=backend)
+    for training in (True, True, False):
+        layer.train(training), twin.train(training)
+        x = rng.uniform(-2, 2, shape).astype("float32")
+        results = []
+        for function, module in ((layer, layer), (fast, twin)):
+            module.zero_grad()
+            leaf = fg.tensor(x, requires_grad=True)
+            out = function(leaf)
+            out.square().sum().backward()
+            gradients = [leaf.grad, *(p.grad for p in module.parameters())]
+            results.append([out.detach(), *(g.detach() for g in gradients), *module.buffers()])
+        for got, want in zip(results[1], results[0], strict=True):
+            assert_close(got.numpy(), want.numpy(), 1e-5, name)
 
 
 @pytest.mark.torch

@@ -62,9 +62,9 @@ def module_scope(name: str) -> Iterator[None]:
         _module_path.pop()
 
 
-def inside_module() -> bool:
-    """Whether a module is running."""
-    return bool(_module_path)
+def module_path() -> str:
+    """The dotted path of the module that is running ("" outside of all)."""
+    return ".".join(_module_path)
 
 
 @contextmanager

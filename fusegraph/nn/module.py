@@ -10,7 +10,7 @@ import numpy as np
 from fusegraph import autograd
 from fusegraph.dtypes import as_dtype, float64, is_float
 from fusegraph.errors import DTypeError, FusegraphError, StateError, UnsupportedError
-from fusegraph.ir.location import inside_module, module_scope
+from fusegraph.ir.location import module_path, module_scope
 from fusegraph.nn.parameter import Parameter, clear_grad, name_tensor, set_value
 from fusegraph.tensor import Tensor, as_tensor, user_error
 from fusegraph.trace import configuration_changed, current_trace
@@ -71,8 +71,7 @@ class Module:
         elif name in self._buffers:
             self._set_buffer(name, value)
         else:
-            if name == "training" and value != self.__dict__.get(name):
-                configuration_changed()
+            configuration_changed()
             self._modules.pop(name, None)
             object.__setattr__(self, name, value)
 
@@ -82,6 +81,7 @@ class Module:
                 f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not {type(value).__name__}"
             )
         self._buffers[name] = value
+        configuration_changed()
 
     def __getattr__(self, name: str) -> Any:
         for kind in ("_parameters", "_buffers", "_modules"):
@@ -95,6 +95,7 @@ class Module:
         for found in (self._parameters, self._buffers, self._modules):
             if name in found:
                 del found[name]
+                configuration_changed()
                 return
         object.__delattr__(self, name)
 
@@ -103,6 +104,7 @@ class Module:
 
     def _claim(self, name: str, kind: dict[str, Any]) -> None:
         """Make `name` free for an entry of `kind`."""
+        configuration_changed()
         if not isinstance(name, str) or not name or "." in name:
             raise KeyError(f"{type(self).__name__}: a name must be a string without dots, got {name!r}")
         if "_parameters" not in self.__dict__:
@@ -237,17 +239,29 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "_parameters" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() in its __init__")
-        trace = current_trace()
-        scope = (self._scope if inside_module() else "") or type(self).__name__
-        if trace is not None:
-            trace.guard(f"training mode of {scope}", self._is_training)
-            if not inside_module():
-                self._name_state()
-        with module_scope(scope):
+        trace, inside = current_trace(), module_path()
+        if trace is not None and not inside:
+            self._name_state()
+        with module_scope((self._scope if inside else "") or type(self).__name__):
+            if trace is not None:
+                trace.guard(f"training mode of {module_path()}", self._is_training)
+                trace.guard(f"settings of {module_path()}", self._settings)
             return self.forward(*args, **kwargs)
 
     def _is_training(self) -> bool:
         return self.training
+
+    def _settings(self) -> dict[str, Any]:
+        """What `forward` may depend on: plain attributes, and which parameters, buffers and modules there are."""
+        plain = {
+            name: value
+            for name, value in self.__dict__.items()
+            if isinstance(value, (bool, int, float, str, tuple, type(None)))
+        }
+        parts = {
+            name: id(part) for kind in (self._parameters, self._buffers, self._modules) for name, part in kind.items()
+        }
+        return {**plain, **parts, "training": None, "_scope": None}
 
     def _name_state(self) -> None:
         """Give parameters and buffers their dotted names (they become names of the graph's inputs)."""
