@@ -225,8 +225,8 @@ def rewrite(graph: Graph, rule: Rule | Rules) -> Graph:
     if not any(node in new for node in graph.results):
         return graph
     updates = [(old, new.get(value, value)) for old, value in graph.updates]
-    result = build.finish([new.get(node, node) for node in graph.outputs], updates, graph.name)
-    return graph if _is_same(graph, result) else result
+    rewritten = build.finish([new.get(node, node) for node in graph.outputs], updates, graph.name)
+    return graph if _is_same(graph, rewritten) else rewritten
 
 
 def _is_same(a: Graph, b: Graph) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fusegraph.ir.graph import Node
-from fusegraph.passes.base import RewriteBuilder, Rules, Shape, Value, aligned, without_axes, without_ones
+from fusegraph.passes.base import RewriteBuilder, Rules, Shape, Value, aligned, is_constant, without_axes, without_ones
 
 REDUCE = Rules()
 Inputs = tuple[Node, ...]
@@ -22,6 +22,13 @@ def of_nothing(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     if node.op not in _EXTREMES and inputs[0].size == 0 and node.size:
         return build.full(_NEUTRAL.get(node.op, 0), node.shape, node.dtype)
     return None
+
+
+@REDUCE.on("sum", "prod")
+def of_neutral(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """sum of zeros -> 0, product of ones -> 1"""
+    neutral = is_constant(inputs[0], _NEUTRAL[node.op])
+    return build.full(_NEUTRAL[node.op], node.shape, node.dtype) if neutral else None
 
 
 @REDUCE.on(*_REDUCTIONS, "argmax", "argmin")
