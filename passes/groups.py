@@ -238,7 +238,7 @@ def invert(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...
     """
     wide = tuple(axis for axis in axes if axis.extent != 1)
     extents = tuple(axis.extent for axis in wide)
-    if math.prod(extents) != math.prod(shape):
+    if math.prod(extents) != math.prod(shape) or math.prod(shape) == 0:
         return None
     if flatten_index(index, shape) == flatten_index(tuple(map(Index.of, wide)), extents):
         return dict(zip(wide, unflatten_index(flatten_index(target, shape), extents), strict=True))

@@ -78,8 +78,6 @@ def _in_memory(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 
 def _place(plan: _Plan, root: Root, later: list[Root]) -> dict[Axis, Index]:
     """Give a root its depth and its stage, on that stage's axes. Gives the renaming of axes that the roots after it need."""
-    space = plan.group.space
-    inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
     depth = int(plan.group.kind == "contract" and root.kind == "map")
     for load in loads(root):
         producer = plan.roots.get(load.buffer)
@@ -89,8 +87,20 @@ def _place(plan: _Plan, root: Root, later: list[Root]) -> dict[Axis, Index]:
     for reader in plan.roots.values():
         if old is not None and old in {load.buffer for load in loads(reader)}:
             depth = max(depth, plan.depth[reader.buffer] + 1)
-    extents = (tuple(a.extent for a in inner), tuple(a.extent for a in reduced))
-    key: tuple[object, ...] = (depth, root.kind != "map", *extents)
+    key, mapping = _stage_key(plan, root, depth, later)
+    while root.kind == "map" and _beside_its_producer(plan, root, depth, key):
+        depth += 1
+        key, mapping = _stage_key(plan, root, depth, later)
+    root = renamed(root, mapping) if mapping else root
+    plan.roots[root.buffer], plan.depth[root.buffer], plan.key[root.buffer] = root, depth, key
+    return mapping
+
+
+def _stage_key(plan: _Plan, root: Root, depth: int, later: list[Root]) -> tuple[tuple[object, ...], dict[Axis, Index]]:
+    """The stage of `root` at `depth`: a known one with axes of the same extents, and how to rename axes to its; or a new one."""
+    space = plan.group.space
+    inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
+    key: tuple[object, ...] = (depth, root.kind != "map", tuple(a.extent for a in inner), tuple(a.extent for a in reduced))
     mapping: dict[Axis, Index] = {}
     for other, its in plan.key.items():
         if its == key and root.kind != "contract":
@@ -98,10 +108,15 @@ def _place(plan: _Plan, root: Root, later: list[Root]) -> dict[Axis, Index]:
             mapping = {m: Index.of(t) for m, t in zip((*inner, *reduced), theirs, strict=True) if m != t}
             break
     if any(_meet(mapping, other) for other in (root, *later)):
-        key, mapping = (*key, root.buffer), {}
-    root = renamed(root, mapping) if mapping else root
-    plan.roots[root.buffer], plan.depth[root.buffer], plan.key[root.buffer] = root, depth, key
-    return mapping
+        return (*key, root.buffer), {}
+    return key, mapping
+
+
+def _beside_its_producer(plan: _Plan, root: Root, depth: int, key: tuple[object, ...]) -> bool:
+    """Whether something that `root` reads from memory is made at the same depth, but in another stage: the order would be left open."""
+    made = {load.buffer for load in loads(root)} & plan.roots.keys()
+    return any(plan.depth[name] == depth and plan.key[name] != key and inner_axes(plan.roots[name], plan.group.space)
+               for name in made if plan.roots[name].kind == "map")
 
 
 def _meet(mapping: dict[Axis, Index], root: Root) -> bool:

@@ -281,6 +281,35 @@ def test_two_rows_of_one_extent_stay_two_axes() -> None:
     }""")
 
 
+def test_a_stage_never_stands_before_the_one_that_it_reads() -> None:
+    check_text("""graph g(x: float64[], y: float64[3,3]) {
+      %6 = relu(%x) : float64[]
+      %9 = expand(%6; shape=(3, 3)) : float64[3,3]
+      %10 = tanh(%9) : float64[3,3]
+      %11 = add(%10, %y) : float64[3,3]
+      %14 = relu(%11) : float64[3,3]
+      %15 = abs(%14) : float64[3,3]
+      %16 = maximum(%10, %15) : float64[3,3]
+      %17 = tanh(%y) : float64[3,3]
+      %18 = maximum(%17, %14) : float64[3,3]
+      %19 = permute(%18; axes=(1, 0)) : float64[3,3]
+      %20 = reshape(%19; shape=(9,)) : float64[9]
+      %21 = floor(%20) : float64[9]
+      return %16, %y, %21, %19, %6
+    }""")
+
+
+def test_reshapes_of_nothing() -> None:
+    check_text("""graph g(x: float64[0,3]) {
+      %1 = exp(%x) : float64[0,3]
+      %2 = permute(%1; axes=(1, 0)) : float64[3,0]
+      %3 = reshape(%2; shape=(0,)) : float64[0]
+      %4 = exp(%3) : float64[0]
+      %5 = sum(%1; axes=(0,)) : float64[3]
+      return %1, %4, %5
+    }""")
+
+
 # -- the checker itself ----------------------------------------------------------------------------------------------------------
 
 def test_the_checker_finds_a_race() -> None:
