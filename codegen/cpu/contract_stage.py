@@ -9,7 +9,7 @@ stride - 1 zeros between the elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract_plan import Operand
@@ -275,7 +275,7 @@ class Stager:
                 fn, end - begin, lambda ops, at, n: ops.store_first(ops.constant(0), fn.gep(start, at, self.element), n)
             )
 
-    def _vectors(self, fn: FunctionBuilder, count: int, body) -> None:  # type: ignore[no-untyped-def]
+    def _vectors(self, fn: FunctionBuilder, count: int, body: Callable[[VectorOps, str | int, int], None]) -> None:
         ops = VectorOps(fn, self.lanes, self.element)
         whole = count // self.lanes * self.lanes
         if whole > 4 * self.lanes:

@@ -7,8 +7,10 @@ buffers, the tile's first element of the narrow and of the wide operand, memory 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue
 from fusegraph.codegen.cpu.gemm_tile import Tile
@@ -262,7 +264,7 @@ class _Dots:
             partial = self._products(at, at_wide, step.extent - whole, partial)
         return partial
 
-    def _loop(self, low: int, high: int, step: int, partial: list[str]):  # type: ignore[no-untyped-def]
+    def _loop(self, low: int, high: int, step: int, partial: list[str]) -> AbstractContextManager[irtext.Loop]:
         return self.fn.loop(low, high, step, carried=[(self.ops.type, value) for value in partial])
 
     def _products(self, narrow: str, wide: str, count: int, partial: list[str]) -> list[str]:
