@@ -256,7 +256,8 @@ def test_nodes_know_their_module_and_parameters_their_names() -> None:
     assert modules == {"Net.first", "Net.blocks.0", "Net.blocks.1.0"}
     assert {node.location.module for node in traced.graph if node.op == "relu"} == {"Net", "Net.blocks.1.1"}
     assert {n.name for n in traced.graph.inputs} == {"argument0", "offset", *NAMES}
-    assert [g.what for g in traced.trace.guards][:2] == ["training mode of Net", "training mode of Net.first"]
+    guarded = {guard.what for guard in traced.trace.guards}
+    assert {"training mode of Net", "training mode of Net.first", "training mode of Net.blocks.1.0"} <= guarded
 
 
 def test_a_parameter_cannot_be_made_of_a_symbol() -> None:
@@ -448,14 +449,13 @@ def test_layers_traced(name: str, rng: np.random.Generator) -> None:
         layer = layer_before
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_compiled(name: str, backend: str, rng: np.random.Generator) -> None:
+def test_layers_compiled(name: str, rng: np.random.Generator) -> None:
     """A compiled layer: fused forward and backward, running statistics, evaluation; beside the eager layer."""
     make, shape = LAYERS[name]
     layer = make(nn)
     twin = copy.deepcopy(layer)
-    fast = fg.compile(twin, backend=backend)
+    fast = fg.compile(twin)
     for training in (True, True, False):
         layer.train(training), twin.train(training)
         x = rng.uniform(-2, 2, shape).astype("float32")
