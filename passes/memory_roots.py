@@ -1,0 +1,184 @@
+"""Step 1 of fusion: buffers for the graph's inputs and roots, and the roots' loops; which updates are written in place."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from fusegraph.ir import scalar
+from fusegraph.ir.graph import Graph, Node
+from fusegraph.ir.index import Index
+from fusegraph.ir.loops import Buffer
+from fusegraph.ir.primitives import PRIMITIVES
+from fusegraph.passes.fusion_state import FusionState
+from fusegraph.passes.groups import NEW, loads, old_name
+from fusegraph.passes.inline import Inliner, reshaped
+from fusegraph.passes.roots import Root, RootMaker, choose_roots
+
+
+def _identifier(name: str) -> str:
+    cleaned = re.sub(r"\W", "_", name)
+    return cleaned if cleaned and not cleaned[0].isdigit() else f"v_{cleaned}"
+
+
+def _fresh(state: FusionState, name: str) -> str:
+    name = _identifier(name)
+    if name not in state.buffers:
+        return name
+    return next(f"{name}_{n}" for n in range(1, 10**9) if f"{name}_{n}" not in state.buffers)
+
+
+def _add_buffer(state: FusionState, name: str, shape: tuple[int, ...], node: Node, role: str) -> str:
+    name = _fresh(state, name)
+    state.buffers[name] = Buffer(name, shape, node.dtype, role)
+    return name
+
+
+def name_inputs(state: FusionState) -> None:
+    updated = {old for old, _ in state.graph.updates}
+    for node in state.graph.inputs:
+        state.names[node] = _add_buffer(state, node.name, node.shape, node, "state" if node in updated else "input")
+
+
+def storage(node: Node) -> Node:
+    """The node whose memory holds `node`'s elements in the same order: below reshapes."""
+    while node.op == "reshape":
+        node = node.inputs[0]
+    return node
+
+
+def make_roots(state: FusionState) -> None:
+    chosen = choose_roots(state.graph)
+    targets = _update_targets(state, set(chosen))
+    outputs = {storage(node) for node in state.graph.outputs}
+    for node in chosen:
+        if node in targets:
+            state.names[node] = state.names[targets[node]] + NEW
+            state.buffers[state.names[node]] = replace(state.buffers[state.names[targets[node]]], name=state.names[node], role="state")
+        else:
+            state.names[node] = _add_buffer(state, node.op, node.shape, node, "output" if node in outputs else "temp")
+    maker = RootMaker(Inliner(state.names))
+    for node in chosen:
+        if PRIMITIVES[node.op].kind == "scatter":
+            _scatter_base(state, maker, node)
+        state.roots.append(maker.make(node, state.names[node]))
+    _copies(state, maker, targets)
+
+
+def _update_targets(state: FusionState, roots: set[Node]) -> dict[Node, Node]:
+    """Which root may write straight into which updated input: each root once, and only if the graph returns it in no other way.
+
+    Whatever reads the old value must be able to run first, and the root itself may read it only at the element that it writes.
+    """
+    outputs = {storage(node) for node in state.graph.outputs}
+    order = _RootOrder(state.graph, roots)
+    targets: dict[Node, Node] = {}
+    for old, new in state.graph.updates:
+        made = storage(new)
+        free = made in roots and made not in outputs and made not in targets and made.shape == old.shape
+        if free and _reads_at_its_own_place(state, roots, old, made) and order.overwrite(old, made):
+            targets[made] = old
+    return targets
+
+
+class _RootOrder:
+    """Which roots must run before which (as bit sets), when views and inlined nodes are looked through."""
+
+    def __init__(self, graph: Graph, roots: set[Node]) -> None:
+        self.bit = {node: 1 << i for i, node in enumerate(graph.nodes)}
+        self.reads: dict[Node, int] = {}
+        self.before: dict[Node, int] = {}
+        sources = {node: self.bit[node] for node in graph.inputs}
+        for node in graph.nodes:
+            if node.op == "input":
+                continue
+            sources[node] = _union(sources[operand] for operand in node.inputs)
+            if node in roots:
+                self.reads[node], sources[node] = sources[node], self.bit[node]
+                made = (graph.nodes[i] for i in _members(self.reads[node]))
+                self.before[node] = _union(self.before[root] | self.bit[root] for root in made if root in roots)
+
+    def overwrite(self, old: Node, new: Node) -> bool:
+        """Let root `new` run after all other readers of `old`, unless one of them needs `new`: then False."""
+        readers = [root for root, reads in self.reads.items() if reads & self.bit[old] and root is not new]
+        if any(self.before[reader] & self.bit[new] for reader in readers):
+            return False
+        added = _union(self.before[reader] | self.bit[reader] for reader in readers)
+        for root in self.before:
+            if root is new or self.before[root] & self.bit[new]:
+                self.before[root] |= added
+        return True
+
+
+def _union(sets: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, sets, 0)
+
+
+def _members(bits: int) -> Iterator[int]:
+    while bits:
+        yield (bits & -bits).bit_length() - 1
+        bits &= bits - 1
+
+
+def _reads_at_its_own_place(state: FusionState, roots: set[Node], old: Node, new: Node) -> bool:
+    """Whether root `new` reads the input `old` at no other element than the one that it writes."""
+    names = dict(state.names) | {node: f"root {i}" for i, node in enumerate(roots)}
+    maker = RootMaker(Inliner(names))
+    made = [maker.make(new, "new")]
+    if PRIMITIVES[new.op].kind == "scatter" and new.inputs[0] is not old:
+        made.append(_base_root(maker, new, "new"))
+    return all(load.buffer != names[old] or (root.kind in ("map", "reduce") and load.index == root.index)
+               for root in made for load in loads(root))
+
+
+def _scatter_base(state: FusionState, maker: RootMaker, node: Node) -> None:
+    """A scatter adds to its base: unless that is the very memory, a first kernel copies it there."""
+    target, source = state.names[node], node.inputs[0]
+    if source in state.names and state.names[source] == old_name(target):
+        return
+    state.roots.append(_base_root(maker, node, target))
+
+
+def _base_root(maker: RootMaker, node: Node, target: str) -> Root:
+    axes = maker.axes(node.shape)
+    index = tuple(map(Index.of, axes))
+    return Root(node, target, "map", axes, (), maker.inliner.value(node.inputs[0], index), index)
+
+
+def _copies(state: FusionState, maker: RootMaker, targets: dict[Node, Node]) -> None:
+    """Outputs that are inputs' memory, and updates that could not be written in place."""
+    late: list[Root] = []
+    for old, new in state.graph.updates:
+        made = storage(new)
+        if targets.get(made) is old or made is old:
+            continue
+        source = state.names[made]
+        if state.buffers[source].role in ("state", "input"):  # its memory may be overwritten too: keep its value first
+            source = _copy(state, maker, state.roots, made, source, _add_buffer(state, f"{source}_kept", made.shape, made, "temp"))
+        target = state.names[old] + NEW
+        state.buffers[target] = replace(state.buffers[state.names[old]], name=target)
+        late.append(_copy_root(state, maker, made, source, target))
+        state.report.copies.append(state.names[old])
+    for node in state.graph.outputs:
+        made = storage(node)
+        name = state.names[made]
+        if state.buffers[name].role != "output":
+            name = _copy(state, maker, state.roots, made, name, _add_buffer(state, f"{name}_out", made.shape, made, "output"))
+        state.outputs.append(name)
+    state.roots += late
+
+
+def _copy(state: FusionState, maker: RootMaker, roots: list[Root], node: Node, source: str, target: str) -> str:
+    roots.append(_copy_root(state, maker, node, source, target))
+    return target
+
+
+def _copy_root(state: FusionState, maker: RootMaker, node: Node, source: str, target: str) -> Root:
+    shape = state.buffers[target].shape
+    axes = maker.axes(shape)
+    index = tuple(map(Index.of, axes))
+    value = scalar.load(source, reshaped(index, shape, state.buffers[source].shape), node.dtype)
+    return Root(node, target, "map", axes, (), value, index)

@@ -1,0 +1,197 @@
+"""Step 2 of fusion: kernels and their order; pairs merge, the most bytes first, until no pair may."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from fusegraph.passes.fusion_state import FusionState
+from fusegraph.passes.groups import Group, Refusal, Refused, loads, merge_siblings, merge_vertical, old_name, single
+from fusegraph.passes.schedule import make_loop
+
+
+class KernelGraph:
+    """The kernels so far, which depends on which, and the order that they can run in."""
+
+    def __init__(self, state: FusionState) -> None:
+        self.state = state
+        self.groups: dict[int, Group] = {}
+        self.first: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+        self.successors: dict[int, set[int]] = {}
+        self.predecessors: dict[int, set[int]] = {}
+        self._next = 0
+        for position, root in enumerate(state.roots):
+            self._add(single(root), position, position)
+        self._connect()
+        for position, number in enumerate(self.order()):
+            self.first[number] = self.last[number] = position
+
+    def _add(self, group: Group, first: int, last: int) -> int:
+        number = self._next
+        self._next += 1
+        self.groups[number], self.first[number], self.last[number] = group, first, last
+        self.successors[number], self.predecessors[number] = set(), set()
+        return number
+
+    def _edge(self, before: int, after: int) -> None:
+        if before != after:
+            self.successors[before].add(after)
+            self.predecessors[after].add(before)
+
+    def _connect(self) -> None:
+        """Edges between the single-root kernels: a reader after its writer, and what overwrites after the readers of the old value.
+
+        A copy back into a state, at the end, overwrites too.
+        """
+        writers: dict[str, list[int]] = {}
+        readers: dict[str, list[int]] = {}
+        for number, group in self.groups.items():
+            root = group.roots[0]
+            for name in {load.buffer for load in loads(root)}:
+                readers.setdefault(name, []).append(number)
+                for writer in writers.get(name, ()):
+                    self._edge(writer, number)
+            for writer in writers.get(root.buffer, ()):
+                self._edge(writer, number)
+            writers.setdefault(root.buffer, []).append(number)
+        for name, numbers in writers.items():
+            state = old_name(name) or (name if self.state.buffers[name].role == "state" else None)
+            if state is not None:
+                for reader in readers.get(state, ()):
+                    for number in numbers:
+                        self._edge(reader, number)
+
+    def path_besides(self, a: int, b: int) -> bool:
+        """Whether B depends on A also through a third kernel."""
+        limit = self.last[b]
+        stack = [n for n in self.successors[a] if n != b]
+        seen = set(stack)
+        while stack:
+            number = stack.pop()
+            for after in self.successors[number]:
+                if after == b:
+                    return True
+                if after not in seen and self.first[after] <= limit:
+                    seen.add(after)
+                    stack.append(after)
+        return False
+
+    def replace(self, a: int, b: int, merged: Group) -> int:
+        """One kernel in the place of two."""
+        number = self._add(merged, min(self.first[a], self.first[b]), max(self.last[a], self.last[b]))
+        for old in (a, b):
+            for before in self.predecessors[old] - {a, b}:
+                self.successors[before].discard(old)
+                self._edge(before, number)
+            for after in self.successors[old] - {a, b}:
+                self.predecessors[after].discard(old)
+                self._edge(number, after)
+        for old in (a, b):
+            for table in (self.groups, self.first, self.last, self.successors, self.predecessors):
+                del table[old]  # type: ignore[attr-defined]
+        return number
+
+    def ordered(self) -> list[Group]:
+        """The kernels in the order in which they run."""
+        return [self.groups[number] for number in self.order()]
+
+    def order(self) -> list[int]:
+        """A topological order; among those that are ready, the one whose first root came first."""
+        waiting = {number: len(before) for number, before in self.predecessors.items()}
+        ready = [(self.first[number], number) for number, count in waiting.items() if count == 0]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            _, number = heapq.heappop(ready)
+            order.append(number)
+            for after in self.successors[number]:
+                waiting[after] -= 1
+                if waiting[after] == 0:
+                    heapq.heappush(ready, (self.first[after], after))
+        if len(order) != len(self.groups):
+            raise AssertionError("kernels depend on each other in a circle")
+        return order
+
+
+def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
+    """Merge pairs, the most bytes first, until no pair may merge."""
+    heap: list[tuple[int, int, int, str]] = []
+    known = {number: (group.reads(), group.writes) for number, group in groups.groups.items()}
+    readers: dict[str, set[int]] = {}
+    for number, (reads, _) in known.items():
+        for name in reads:
+            readers.setdefault(name, set()).add(number)
+
+    def push(number: int) -> None:
+        for a, b, kind, nbytes in _candidates(state, groups, known, readers, number):
+            heapq.heappush(heap, (-nbytes, a, b, kind))
+
+    for number in list(groups.groups):
+        push(number)
+    refused: dict[tuple[int, int], Refusal] = {}
+    while heap:
+        nbytes, a, b, kind = heapq.heappop(heap)
+        if a not in groups.groups or b not in groups.groups:
+            continue
+        try:
+            merged = _attempt(groups, a, b, kind)
+        except Refused as refusal:
+            refused[a, b] = Refusal(str(refusal), _title(groups.groups[a]), _title(groups.groups[b]), -nbytes)
+            continue
+        number = groups.replace(a, b, merged)
+        known[number] = (merged.reads(), merged.writes)
+        for name in known[number][0]:
+            readers.setdefault(name, set()).add(number)
+        push(number)
+    state.report.refusals = sorted((r for (a, b), r in refused.items() if a in groups.groups and b in groups.groups),
+                                   key=lambda r: (-r.nbytes, r.producer, r.consumer))
+    return groups
+
+
+def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
+    first, second = groups.groups[a], groups.groups[b]
+    merged = merge_vertical(first, second) if kind == "vertical" else merge_siblings(first, second)
+    if groups.path_besides(a, b) or (kind == "siblings" and (groups.path_besides(b, a) or a in groups.successors[b])):
+        raise Refused("a third kernel stands between them")
+    _check_in_place(groups.state, merged)
+    if any(old_name(root.buffer) for root in merged.roots):
+        make_loop(merged, "trial", merged.writes, ())
+    return merged
+
+
+def _check_in_place(state: FusionState, group: Group) -> None:
+    """What a group overwrites, it may read only at the element that it is writing."""
+    written = {old_name(root.buffer) or root.buffer: root for root in group.roots if state.buffers[root.buffer].role == "state"}
+    for root in group.roots:
+        for load in loads(root):
+            writer = written.get(load.buffer)
+            if writer is not None and load.index != writer.index:
+                raise Refused(f"{load.buffer} would be overwritten while other points still read it")
+
+
+def _candidates(state: FusionState, groups: KernelGraph, known: dict[int, tuple[frozenset[str], frozenset[str]]],
+                readers: dict[str, set[int]], number: int) -> Iterator[tuple[int, int, str, int]]:
+    """Pairs with `number` that could merge, with the bytes that a merge saves."""
+    reads, writes = known[number]
+    alive = groups.groups
+    for name in writes:
+        for other in readers.get(name, ()):
+            if other in alive and other != number and other in groups.successors[number]:
+                yield number, other, "vertical", 2 * state.buffers[name].nbytes
+    for before in groups.predecessors[number]:
+        shared = known[before][1] & reads
+        if shared:
+            yield before, number, "vertical", 2 * sum(state.buffers[name].nbytes for name in shared)
+    if alive[number].kind == "nest":
+        beside = {other for name in reads for other in readers.get(name, ()) if other in alive and other != number}
+        if not alive[number].space:
+            beside |= {other for other, group in alive.items() if other != number and group.kind == "nest" and not group.space}
+        for other in beside:
+            a, b = (number, other) if groups.first[number] < groups.first[other] else (other, number)
+            if alive[other].kind == "nest" and b not in groups.successors[a]:
+                yield a, b, "siblings", sum(state.buffers[name].nbytes for name in reads & known[other][0])
+
+
+def _title(group: Group) -> str:
+    return "+".join(dict.fromkeys(root.node.op for root in group.roots))
