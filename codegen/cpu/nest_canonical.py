@@ -3,6 +3,7 @@
 - Every load and store has one index, the element's number in C order (buffers are dense).
 - Neighbouring axes that every index walks through as if they were one are one: a [64, 256] elementwise kernel runs over 16384
   points.
+- Axes that indices divide are cut where that makes them plain (nest_split).
 - A lone stage that only stores hands its axes over to the space.
 - Inner axes of all stages have the same names ("j0" is the innermost), so that an expression that two stages share is one
   object, computed once where its value can stay in a register.
@@ -14,17 +15,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod, flatten_index
-from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
-from fusegraph.ir.scalar import Bound, Divides, Expr, Load, Mask, make, walk
+from fusegraph.codegen.cpu.nest_rewrite import Rewrite, all_indices, inner_axes, rewrite_loop, rewrite_stage, stage_roots
+from fusegraph.codegen.cpu.nest_split import split_axes
+from fusegraph.ir.index import Axis, Index, flatten_index
+from fusegraph.ir.loops import Buffer, Loop, Stage
+
+__all__ = ["canonical_loop", "flat_stages", "inner_axes", "stage_roots"]
 
 Merges = Mapping[Axis, tuple[Axis, bool]]  # axis -> (the axis that replaces it, whether its terms carry the new axis)
 
 
 def canonical_loop(loop: Loop, buffers: Mapping[str, Buffer]) -> Loop:
     """`loop` in canonical form. Axes of extent 1 are gone; axes of extent 0 remain."""
-    flat = _rewrite_loop(loop, _Flatten(buffers))
-    flat = _without_unit_axes(flat)
+    flat = rewrite_loop(loop, _Flatten(buffers))
+    flat = split_axes(_without_unit_axes(flat))
     if len(flat.stages) == 1 and not flat.stages[0].reduces and flat.schedule != "scatter":
         stage = flat.stages[0]
         flat = replace(flat, space=flat.space + stage.axes, stages=(replace(stage, axes=()),))
@@ -34,94 +38,10 @@ def canonical_loop(loop: Loop, buffers: Mapping[str, Buffer]) -> Loop:
 def flat_stages(stages: Sequence[Stage], buffers: Mapping[str, Buffer]) -> tuple[Stage, ...]:
     """Stages whose loads and stores have one index each, the element's number; their axes stay as they are."""
     rewrite = _Flatten(buffers)
-    return tuple(_rewrite_stage(stage, rewrite) for stage in stages)
+    return tuple(rewrite_stage(stage, rewrite) for stage in stages)
 
 
-def stage_roots(stage: Stage) -> list[Expr]:
-    """Every expression that a stage evaluates: values, and what the indices of its stores read."""
-    from fusegraph.ir.scalar import indirect_values
-
-    roots = stage.expressions()
-    for store in stage.stores:
-        for index in store.index:
-            roots += indirect_values(index)
-    return roots
-
-
-def inner_axes(stage: Stage) -> tuple[Axis, ...]:
-    """The axes that a stage loops over."""
-    return stage.axes + stage.reduce_axes
-
-
-# -- rewriting ------------------------------------------------------------------------------------------------------------
-
-
-class _Rewrite:
-    """Maps expressions and indices; subclasses change loads' and stores' addresses or the axes."""
-
-    def __init__(self) -> None:
-        self._known: dict[Expr, Expr] = {}
-
-    def expr(self, root: Expr) -> Expr:
-        """The new form of an expression."""
-        for node in walk([root]):
-            if node not in self._known:
-                self._known[node] = self._node(node)
-        return self._known[root]
-
-    def _node(self, node: Expr) -> Expr:
-        args = tuple(self._known[arg] for arg in node.args)
-        attribute = node.attribute
-        if node.op == "load":
-            index = self.address(attribute.buffer, attribute.index)
-            attribute = Load(attribute.buffer, index, self.mask(attribute.mask))
-        elif node.op in ("index", "philox"):
-            attribute = self.index(attribute)
-        elif node.op == "inside":
-            attribute = self.mask(attribute)
-        return make(node.op, args, node.dtype, attribute)
-
-    def mask(self, mask: Mask) -> Mask:
-        """The new form of a mask."""
-        return tuple(
-            Bound(self.index(c.index), c.low, c.high) if isinstance(c, Bound) else Divides(self.index(c.index), c.divisor)
-            for c in mask
-        )
-
-    def address(self, buffer: str, index: tuple[Index, ...]) -> tuple[Index, ...]:
-        """The new form of the index of a load or store."""
-        return tuple(map(self.index, index))
-
-    def index(self, index: Index) -> Index:
-        """The new form of an index; values inside of it were rewritten before."""
-        terms: dict[object, int] = {}
-        constant = index.constant
-        changed = False
-        for atom, c in index.terms:
-            new = self.atom(atom)
-            changed = changed or new is not atom
-            if new is None:
-                continue
-            terms[new] = terms.get(new, 0) + c
-        return Index.from_terms(constant, terms) if changed else index  # type: ignore[arg-type]
-
-    def atom(self, atom: object) -> object:
-        """The new form of an atom; None if its term goes away."""
-        if isinstance(atom, Axis):
-            return self.axis(atom)
-        if isinstance(atom, Indirect):
-            new = self.expr(atom.value)
-            return atom if new is atom.value else Indirect(new, atom.extent)
-        assert isinstance(atom, (Div, Mod))
-        inner = self.index(atom.index)
-        return atom if inner is atom.index else type(atom)(inner, atom.divisor)
-
-    def axis(self, axis: Axis) -> Axis | None:
-        """The new form of an axis; None if its term goes away."""
-        return axis
-
-
-class _Flatten(_Rewrite):
+class _Flatten(Rewrite):
     def __init__(self, buffers: Mapping[str, Buffer]) -> None:
         super().__init__()
         self._buffers = buffers
@@ -130,7 +50,7 @@ class _Flatten(_Rewrite):
         return (flatten_index([self.index(part) for part in index], self._buffers[buffer].shape),)
 
 
-class _Rename(_Rewrite):
+class _Rename(Rewrite):
     def __init__(self, merges: Merges) -> None:
         super().__init__()
         self._merges = merges
@@ -138,18 +58,6 @@ class _Rename(_Rewrite):
     def axis(self, axis: Axis) -> Axis | None:
         new, carries = self._merges.get(axis, (axis, True))
         return new if carries else None
-
-
-def _rewrite_loop(loop: Loop, rewrite: _Rewrite) -> Loop:
-    return replace(loop, stages=tuple(_rewrite_stage(stage, rewrite) for stage in loop.stages))
-
-
-def _rewrite_stage(stage: Stage, rewrite: _Rewrite) -> Stage:
-    reduces = tuple(Reduce(r.name, r.op, rewrite.expr(r.value), r.dtype) for r in stage.reduces)
-    stores = tuple(
-        Store(s.buffer, rewrite.address(s.buffer, s.index), rewrite.expr(s.value), s.mode) for s in stage.stores
-    )
-    return replace(stage, reduces=reduces, stores=stores)
 
 
 def _without_unit_axes(loop: Loop) -> Loop:
@@ -161,20 +69,6 @@ def _without_unit_axes(loop: Loop) -> Loop:
 
 
 # -- merging axes ---------------------------------------------------------------------------------------------------------
-
-
-def _all_indices(stages: Sequence[Stage]) -> list[Index]:
-    """Every index of the stages, those inside of divisions too, each once."""
-    found: dict[Index, None] = {}
-    pending = [index for stage in stages for store in stage.stores for index in store.index]
-    pending += [index for stage in stages for node in walk(stage_roots(stage)) for index in node.indices()]
-    while pending:
-        index = pending.pop()
-        if index in found:
-            continue
-        found[index] = None
-        pending += [atom.index for atom, _ in index.terms if isinstance(atom, (Div, Mod))]
-    return list(found)
 
 
 def _is_one(outer: Axis, inner: Axis, indices: Sequence[Index]) -> bool:
@@ -204,14 +98,14 @@ def _merged(groups: list[list[Axis]], name: str, merges: dict[Axis, tuple[Axis, 
 
 def _merge_axes(loop: Loop) -> Loop:
     space_merges: dict[Axis, tuple[Axis, bool]] = {}
-    space = _merged(_groups(loop.space, _all_indices(loop.stages)), "i", space_merges)
+    space = _merged(_groups(loop.space, all_indices(loop.stages)), "i", space_merges)
     rewrites: dict[tuple[tuple[Axis, bool], ...], _Rename] = {}
     stages = []
     for stage in loop.stages:
-        indices = _all_indices([stage])
+        indices = all_indices([stage])
         merges = dict(space_merges)
         axes = _merged(_groups(stage.axes, indices), "j", merges)
         reduce_axes = _merged(_groups(stage.reduce_axes, indices), "k" if axes else "j", merges)
         rewrite = rewrites.setdefault(tuple(sorted(merges.items(), key=str)), _Rename(merges))  # type: ignore[call-overload]
-        stages.append(replace(_rewrite_stage(stage, rewrite), axes=axes, reduce_axes=reduce_axes))
+        stages.append(replace(rewrite_stage(stage, rewrite), axes=axes, reduce_axes=reduce_axes))
     return replace(loop, space=space, stages=tuple(stages))

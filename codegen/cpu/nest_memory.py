@@ -5,6 +5,7 @@ Memory that a mask or a vector's count excludes is never touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fusegraph.codegen.cpu.irtext import element_bytes
@@ -117,12 +118,40 @@ class MemoryWriter:
         step = self._e.indices.step(index)
         if step == 0:
             return self._load_broadcast(buffer, index, shared, lanes, copy, node.dtype)
+        if isinstance(shared, str) and lanes is None and step is not None:
+            return self._load_all_or_nothing(buffer, index, shared, copy, node.dtype, step)
         if isinstance(shared, str):
             wide = self._e.ops(copy.lanes).of(bool_).broadcast(shared)
             lanes = wide if lanes is None else self._e.ops(copy.lanes).of(bool_).binary("and", lanes, wide)
         if step in (1, -1):
             return self._load_contiguous(buffer, index, lanes, copy, node.dtype, reverse=step == -1)
         return self._load_gathered(buffer, index, lanes, copy, node.dtype, step)
+
+    def _load_all_or_nothing(self, buffer: str, index: Index, shared: str, copy: Copy, dtype: DType, step: int) -> str:
+        """A mask that all lanes share: where it fails the buffer's first elements are loaded, and dropped."""
+        v = self._e.ops(copy.lanes).element(memory_element(dtype))
+        span = abs(step) * (copy.count - 1)
+        if self._e.buffers[buffer].size <= span:  # too small for the mask ever to hold
+            return self._e.ops(copy.lanes).of(dtype).constant(0)
+        first = index - span if step < 0 else index
+        pointer = self._e.fn.select(shared, "ptr", self.pointer(buffer, first, copy), self._e.pointers[buffer])
+        if abs(step) == 1:
+            value = self._load_first(v, pointer, copy.count)
+        elif 2 <= abs(step) <= MOST_STEP and copy.lanes > 2:
+            value = self._load_every(v, pointer, copy.count, abs(step))
+        else:
+            value = self._load_each(v, [self._offset(pointer, abs(step) * lane, v.element) for lane in range(copy.count)])
+        if step < 0:
+            value = self._reversed(v, value, copy.count)
+        chosen = self._e.fn.op(f"select i1 {shared}, {v.type} {value}, {v.type} {v.constant(0)}")
+        return self._from_memory(chosen, dtype, copy.lanes)
+
+    def _load_each(self, v: VectorOps, addresses: Sequence[str]) -> str:
+        """One element a lane; lanes without an address are zero."""
+        vector = "zeroinitializer" if len(addresses) < v.lanes else "poison"
+        for lane, address in enumerate(addresses):
+            vector = v.insert(vector, self._e.fn.load(v.element, address), lane)
+        return vector
 
     def _from_memory(self, value: str, dtype: DType, lanes: int) -> str:
         if dtype.kind != "b":
@@ -134,8 +163,9 @@ class MemoryWriter:
         fn, element = self._e.fn, memory_element(dtype)
         if not isinstance(shared, str):
             return self._from_memory(fn.load(element, self.pointer(buffer, index, None)), dtype, 1)
-        offset = fn.select(shared, "i64", self._e.indices.scalar(index), 0)  # element 0 exists; its value is dropped
-        value = fn.load(element, self._offset(self._e.pointers[buffer], offset, element))
+        # element 0 exists; its value is dropped
+        pointer = fn.select(shared, "ptr", self.pointer(buffer, index, None), self._e.pointers[buffer])
+        value = fn.load(element, pointer)
         v = self._e.ops(1).element(element)
         return self._from_memory(v.select(shared, value, v.constant(0)), dtype, 1)
 
@@ -234,9 +264,7 @@ class MemoryWriter:
             addresses = [self._offset(pointer, step * lane, v.element) for lane in range(copy.count)]
         else:
             addresses = self._lane_addresses(buffer, index, lanes, copy)
-        vector = "zeroinitializer" if copy.count < copy.lanes else "poison"
-        for lane, address in enumerate(addresses):
-            vector = v.insert(vector, self._e.fn.load(v.element, address), lane)
+        vector = self._load_each(v, addresses)
         if lanes is not None:
             vector = v.select(lanes, vector, v.constant(0))
         return self._from_memory(vector, dtype, copy.lanes)

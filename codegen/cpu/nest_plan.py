@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fusegraph.codegen.cpu.nest_canonical import inner_axes, stage_roots
 from fusegraph.codegen.cpu.nest_memory import MOST_STEP
+from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.codegen.cpu.vecmath import FUNCTIONS
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Stage

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fusegraph.codegen.cpu.nest_canonical import inner_axes, stage_roots
 from fusegraph.codegen.cpu.nest_plan import Plan, operation_cost
+from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, load, make, walk

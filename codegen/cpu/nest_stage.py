@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
-from fusegraph.codegen.cpu.nest_canonical import inner_axes, stage_roots
 from fusegraph.codegen.cpu.nest_plan import Plan, StagePlan, stage_weight
 from fusegraph.codegen.cpu.nest_reduce import Accumulator, State, combine_all
+from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.dtypes import bool_
 from fusegraph.ir.index import Axis, Index, row_strides
 from fusegraph.ir.loops import Stage, Store

@@ -17,8 +17,9 @@ from fusegraph.codegen.cpu.body import Evaluator, Position
 from fusegraph.codegen.cpu.irtext import Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest import describe, thread_share
-from fusegraph.codegen.cpu.nest_canonical import canonical_loop, inner_axes
+from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_plan import Plan, fitting_lanes, plan_stage, stage_weight
+from fusegraph.codegen.cpu.nest_rewrite import inner_axes
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
