@@ -12,15 +12,15 @@ Every refusal is kept, with the rule and the bytes that it costs, for `explain`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from fusegraph.ir import scalar
 from fusegraph.ir.graph import Graph, Node
-from fusegraph.ir.loops import Guard, Loop, Program
+from fusegraph.ir.loops import Loop, Program
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.verify_loops import verify_program
 from fusegraph.passes.fusion_state import FusionReport, FusionState
 from fusegraph.passes.groups import Group, old_name
+from fusegraph.passes.index_checks import index_checks
 from fusegraph.passes.memory_roots import make_roots, name_inputs, storage
 from fusegraph.passes.merge import KernelGraph, merge_all
 from fusegraph.passes.schedule import make_loop
@@ -60,7 +60,7 @@ def _program(state: FusionState, ordered: list[Group]) -> Program:
     used = {name for loop in loops for name in loop.reads() + loop.writes()} | set(state.outputs)
     kept = {name: b for name, b in state.buffers.items() if name in used or b.role in ("input", "state")}
     inputs = tuple(state.names[node] for node in state.graph.inputs)
-    return Program(state.graph.name, kept, tuple(loops), inputs, tuple(state.outputs), tuple(_guards(state)))
+    return Program(state.graph.name, kept, tuple(loops), inputs, tuple(state.outputs), *index_checks(state.graph, state.names))
 
 
 def _is_exported(state: FusionState, group: Group, name: str, readers: dict[str, int]) -> bool:
@@ -87,17 +87,3 @@ def _short(nodes: tuple[Node, ...]) -> str:
     anchors = [name for name in names if PRIMITIVES[name].kind in ("contract", "reduce", "scatter", "gather")] if nodes else names
     rest = [name for name in names if name not in anchors]
     return "_".join((anchors + rest)[:4])
-
-
-def _guards(state: FusionState) -> Iterator[Guard]:
-    """Checks of index arguments, before anything runs."""
-    for node in state.graph.nodes:
-        source = node
-        if node.op != "check_index":
-            continue
-        while source.op in ("check_index", "cast") or (PRIMITIVES.get(source.op) and PRIMITIVES[source.op].kind == "view"
-                                                       and len(source.inputs) == 1 and source.op != "pad"):
-            source = source.inputs[0]
-        if source.op == "input":
-            p = node.params
-            yield Guard(state.names[source], p["low"], p["high"], p["allow"], p["what"], str(node.location))

@@ -144,6 +144,19 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Check:
+    """As a Guard, for an index that is part of an input or computed from inputs: `graph` (text) computes it from `inputs` (buffers)."""
+
+    graph: str
+    inputs: tuple[str, ...]
+    low: int
+    high: int
+    allow: int | None
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Program:
     """All kernels of a step in order, and their memory. `updates`: (state buffer, buffer with its new value) copied at the end.
 
@@ -156,6 +169,7 @@ class Program:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     guards: tuple[Guard, ...] = ()
+    checks: tuple[Check, ...] = ()
 
     def with_loops(self, loops: tuple[Loop, ...]) -> Program:
         """The same program with other kernels."""

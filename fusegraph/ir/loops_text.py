@@ -69,4 +69,5 @@ def print_program(program: Program) -> str:
     lines = [f"program {program.name}"]
     lines += [f"  {b.role} {b.name}: {b.dtype.name}[{','.join(map(str, b.shape))}]" for b in program.buffers.values()]
     lines += [f"  guard {g.low} <= {g.buffer} < {g.high}: {g.what}" for g in program.guards]
+    lines += [f"  guard {c.low} <= (computed from {', '.join(c.inputs)}) < {c.high}: {c.what}" for c in program.checks]
     return "\n".join([*lines, *(print_loop(loop) for loop in program.loops)])

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from fusegraph.errors import CompilerError
-from fusegraph.ir.loops import Buffer, Guard
+from fusegraph.ir.loops import Buffer, Check, Guard
 from fusegraph.runtime import llvm
-from fusegraph.runtime.guards import check_guard
+from fusegraph.runtime.guards import check_computed, check_guard
 from fusegraph.runtime.memory import CACHE_LINE, Arena, aligned_empty
 from fusegraph.runtime.pool import default_pool
 from fusegraph.runtime.threads import get_num_threads
@@ -48,6 +48,7 @@ class StepLayout:
     kernels: tuple[str, ...]
     barriers: int
     unshared_bytes: int
+    checks: tuple[Check, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -59,7 +60,8 @@ class StepLayout:
         slots = tuple(Slot(s["name"], s["role"], tuple(s["shape"]), s["dtype"]) for s in data["slots"])
         guards = tuple(Guard(**guard) for guard in data["guards"])
         rest = {key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes")}
-        return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]), **rest)
+        checks = tuple(Check(**{**check, "inputs": tuple(check["inputs"])}) for check in data["checks"])
+        return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]), checks=checks, **rest)
 
 
 TABLE_FIRST, TABLE_ERROR = 3, 2
@@ -102,6 +104,8 @@ class NativeStep:
         """
         table, bound = self._table, self._bound
         with self._lock:
+            for check in self.layout.checks:
+                check_computed(check, dict(zip(self.layout.inputs, inputs, strict=True)))
             for i, array in enumerate(inputs):
                 if array is not bound[i]:
                     table[self._input_places[i]] = array.ctypes.data
