@@ -60,15 +60,17 @@ class ReferenceExecutable:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._updated = [graph.inputs.index(old) for old, _ in graph.updates]
+        self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """All values first, then the updates: an error leaves everything as it was."""
-        outputs, updates = interpret.run(self.graph, inputs)
-        outputs = [np.array(value) for value in outputs]
-        updates = [np.array(value) for value in updates]
-        for position, value in zip(self._updated, updates, strict=True):
-            np.copyto(inputs[position], value)
-        return outputs
+        """All values first, then the updates: an error leaves everything as it was. One call at a time."""
+        with self._lock:
+            outputs, updates = interpret.run(self.graph, inputs)
+            outputs = [np.array(value) for value in outputs]
+            updates = [np.array(value) for value in updates]
+            for position, value in zip(self._updated, updates, strict=True):
+                np.copyto(inputs[position], value)
+            return outputs
 
 
 class ProgramExecutable:
@@ -86,7 +88,8 @@ class ProgramExecutable:
             arrays[name] = np.empty(buffer.shape, buffer.dtype)
         with self._lock:
             self.inner.run(arrays)
-        return [arrays[name] for name in self.program.outputs]
+        outputs = self.program.outputs
+        return [arrays[name].copy() if name in outputs[:i] else arrays[name] for i, name in enumerate(outputs)]
 
 
 @dataclass
@@ -189,12 +192,13 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
     from fusegraph.runtime.executable import NativeStep, StepLayout
 
     start = time.perf_counter()
+    shapes = [node.shape for node in graph.outputs]
     cache, key = _cache_key(graph, options)
     entry = cache.get(key)
     if entry is not None:
         try:
             layout = StepLayout.from_json(json.loads(entry["layout.json"]))
-            step = NativeStep(entry["object"], layout)
+            step = NativeStep(entry["object"], layout, shapes)
         except (KeyError, TypeError, ValueError):
             entry = None
         else:
@@ -204,7 +208,7 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
     code, layout = _generate(artifact)
     cache.put(key, {"object": code, "layout.json": json.dumps(layout.to_json()).encode()})
     started = time.perf_counter()
-    artifact.executable = NativeStep(code, layout)
+    artifact.executable = NativeStep(code, layout, shapes)
     artifact.seconds["load"] = time.perf_counter() - started
     events.event("kernels", f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
               f"compiled in {time.perf_counter() - start:.3f} s")
