@@ -153,6 +153,9 @@ class Evaluator:
 
     def needs(self, expr: Expr) -> _Needs:
         """Everything that must be known before `expr` can be computed."""
+        known = self._needs.get(expr)
+        if known is not None:
+            return known
         stack = [expr]
         while stack:
             node = stack[-1]
@@ -227,6 +230,8 @@ class Evaluator:
 
     def compute_together(self, roots: Sequence[Expr], copies: Sequence[Copy | None]) -> None:
         """Compute `roots` for all copies, operation by operation: independent chains side by side hide each other's latency."""
+        if len(copies) < 2:
+            return  # nothing to put side by side
         for node in walk(roots):
             if node.op not in ("const", "acc") and self.varies(node):
                 for copy in copies:

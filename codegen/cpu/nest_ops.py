@@ -18,8 +18,8 @@ from fusegraph.dtypes import DType, bool_, int32, int64
 from fusegraph.errors import CompilerError
 from fusegraph.ir.primitives.sources import PHILOX_MULTIPLIER, PHILOX_ROUNDS, PHILOX_WEYL
 
-_ELEMENTS = {
-    "float32": "float", "float64": "double", "int32": "i32", "uint32": "i32", "int64": "i64", "uint8": "i8", "bool": "i1",
+_ELEMENTS = {  # by kind and size: the name of a numpy dtype takes a microsecond to make
+    ("f", 4): "float", ("f", 8): "double", ("i", 4): "i32", ("u", 4): "i32", ("i", 8): "i64", ("u", 1): "i8", ("b", 1): "i1",
 }  # fmt: skip
 _FLOAT_PREDICATES = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
 _ROUNDINGS = {"floor": "floor", "ceil": "ceil", "round": "roundeven"}
@@ -28,12 +28,12 @@ _BITWISE = {"bit_and": "and", "bit_or": "or", "bit_xor": "xor"}
 
 def element_of(dtype: DType) -> str:
     """The LLVM type that holds one value of `dtype` in a register."""
-    return _ELEMENTS[dtype.name]
+    return _ELEMENTS[dtype.kind, dtype.itemsize]
 
 
 def memory_element(dtype: DType) -> str:
     """The LLVM type that holds one value of `dtype` in memory."""
-    return "i8" if dtype.kind == "b" else _ELEMENTS[dtype.name]
+    return "i8" if dtype.kind == "b" else _ELEMENTS[dtype.kind, dtype.itemsize]
 
 
 def is_signed(dtype: DType) -> bool:

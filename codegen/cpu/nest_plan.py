@@ -19,7 +19,7 @@ from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Stage
 from fusegraph.ir.scalar import Expr, walk
 
-_PARALLEL_WORK = 20_000  # element operations below which one thread is faster than waking others
+_PARALLEL_WORK = 40_000  # instructions on single elements; below about 2 us one thread is faster than waking others
 _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
 _STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts

@@ -67,19 +67,25 @@ class Accumulator:
     def _choose(self, old: State, new: State, mask: str | None, ties: bool) -> State:
         """The state with the better value; NaN beats numbers. `ties`: of equals the one with the lower position."""
         masks, positions = self._ops.of(bool_), self._ops.element(self._position_element)
-        take = self._ops.compare("gt" if self._largest else "lt", new[0], old[0], self._dtype)
-        same = self._ops.compare("eq", new[0], old[0], self._dtype) if ties else ""
-        if self._dtype.kind == "f":
-            new_nan, old_nan = (self._v.compare("uno", part[0], part[0]) for part in (new, old))
-            only_new = masks.binary("and", new_nan, masks.binary("xor", old_nan, masks.constant(True)))
-            take = masks.binary("or", take, only_new)
-            same = masks.binary("or", same, masks.binary("and", new_nan, old_nan)) if ties else ""
+        if self._dtype.kind == "f":  # better or NaN, unless the old one is NaN already
+            better = self._v.compare("ugt" if self._largest else "ult", new[0], old[0])
+            take = masks.binary("and", better, self._v.compare("ord", old[0], old[0]))
+        else:
+            take = self._ops.compare("gt" if self._largest else "lt", new[0], old[0], self._dtype)
         if ties:
-            lower = positions.compare("slt", new[1], old[1])
-            take = masks.binary("or", take, masks.binary("and", same, lower))
+            take = masks.binary("or", take, masks.binary("and", self._same(old, new), positions.compare("slt", new[1], old[1])))
         if mask is not None:
             take = masks.binary("and", take, mask)
         return self._v.select(take, new[0], old[0]), positions.select(take, new[1], old[1])
+
+    def _same(self, old: State, new: State) -> str:
+        """Equal values, or both NaN."""
+        same = self._ops.compare("eq", new[0], old[0], self._dtype)
+        if self._dtype.kind != "f":
+            return same
+        masks = self._ops.of(bool_)
+        both = masks.binary("and", *(self._v.compare("uno", part[0], part[0]) for part in (old, new)))
+        return masks.binary("or", same, both)
 
     def across(self, state: State) -> State:
         """All lanes combined into one, as scalars."""

@@ -63,11 +63,14 @@ class _OneStage:
         frame = evaluator.frame
         self._lanes = frame.lanes if frame is not None else 1
         self._depth = evaluator.depth
+        self._roots, self._weight = stage_roots(stage), stage_weight(stage)
         loops = [axis for axis in inner_axes(stage) if rows is None or axis != rows.axis]
         self._loops: tuple[Axis, ...] = tuple(loops)
         count = math.prod(axis.extent for axis in stage.reduce_axes)
         self._position_element = "i32" if count < 1 << 31 else "i64"
-        self._accumulators = [Accumulator(r, evaluator.ops(self._lanes), self._position_element) for r in stage.reduces]
+        self._twins = _extremes_of_positions(stage)
+        own = [reduce for reduce in stage.reduces if reduce.name not in self._twins]
+        self._accumulators = [Accumulator(r, evaluator.ops(self._lanes), self._position_element) for r in own]
         self._chains = plan.chains if rows is None and stage.reduces and self._loops else 1
         self._chains = self._chains if self._chains > 1 and self._loops[-1].extent >= 2 * self._chains else 1
         self._copies = (len(frame.copies) if frame is not None else 1) if rows is None else 1
@@ -79,7 +82,7 @@ class _OneStage:
         """The whole stage; its accumulators are bound afterwards."""
         states: States = [a.start() for _ in range(self._streams) for a in self._accumulators]
         if all(axis.extent for axis in inner_axes(self._stage)):
-            self._e.hoist(stage_roots(self._stage), self._stage.stores)
+            self._e.hoist(self._roots, self._stage.stores)
             states = self._inner(self._loops, states)
         self._bind(states)
         if self._stage.stores:
@@ -106,12 +109,12 @@ class _OneStage:
     def _is_unrolled(self, axes: Sequence[Axis]) -> bool:
         points = math.prod(axis.extent for axis in axes)
         vectors = len(self._e.frame.copies) if self._rows is None and self._e.frame else self._streams
-        return points <= _UNROLLED_POINTS and points * vectors * stage_weight(self._stage) <= _UNROLLED_WEIGHT
+        return points <= _UNROLLED_POINTS and points * vectors * self._weight <= _UNROLLED_WEIGHT
 
     def _at(self, axis: Axis, position: Position, rest: Sequence[Axis], states: States) -> States:
         with self._e.scope({axis: position}):
             if rest or self._rows is not None:
-                self._e.hoist(stage_roots(self._stage), self._stage.stores)
+                self._e.hoist(self._roots, self._stage.stores)
             return self._inner(rest, states)
 
     def _counted(self, low: int, high: int, step: int, states: States, body: Callable[[str, States], States]) -> States:
@@ -179,8 +182,8 @@ class _OneStage:
         """Reduces and stores of some vectors."""
         states = list(states)
         pending: list[tuple[Store, Copy | None, str]] = []
-        light = stage_weight(self._stage) <= _LIGHT
-        self._e.compute_together(stage_roots(self._stage), copies)
+        light = self._weight <= _LIGHT
+        self._e.compute_together(self._roots, copies)
         for number, copy in enumerate(copies):
             self._accumulate(number, copy, states)
             pending += [(store, copy, self._e.vector(store.value, copy)) for store in self._stage.stores]
@@ -227,17 +230,27 @@ class _OneStage:
         """Combine the streams; the results are accumulators that later stages read."""
         width = len(self._accumulators)
         for which, accumulator in enumerate(self._accumulators):
-            parts = states[which::width] if width else []
-            expr = acc(accumulator.reduce.name, accumulator.reduce.dtype)
+            parts = states[which::width]
             if self._rows is not None:
                 final = Accumulator(accumulator.reduce, self._e.scalars, self._position_element)
-                total = combine_all(accumulator, parts)
-                self._e.bind_accumulator(expr, None, final.result(accumulator.across(total)))
+                self._bind_one(final, None, accumulator.across(combine_all(accumulator, parts)))
                 continue
             assert self._e.frame is not None
             for number, copy in enumerate(self._e.frame.copies):
-                total = combine_all(accumulator, parts[number :: self._copies])
-                self._e.bind_accumulator(expr, copy, accumulator.result(total))
+                self._bind_one(accumulator, copy, combine_all(accumulator, parts[number :: self._copies]))
+
+    def _bind_one(self, accumulator: Accumulator, copy: Copy | None, state: State) -> None:
+        reduce = accumulator.reduce
+        self._e.bind_accumulator(acc(reduce.name, reduce.dtype), copy, accumulator.result(state))
+        for twin in self._stage.reduces:
+            if self._twins.get(twin.name) == reduce.name:
+                self._e.bind_accumulator(acc(twin.name, twin.dtype), copy, state[0])
+
+
+def _extremes_of_positions(stage: Stage) -> dict[str, str]:
+    """Names of max (min) reductions beside an argmax (argmin) of the same value, which finds the extreme too."""
+    positions = {(r.op[3:], r.value): r.name for r in stage.reduces if r.op.startswith("arg")}
+    return {r.name: positions[r.op, r.value] for r in stage.reduces if (r.op, r.value) in positions}
 
 
 def _unflatten(values: Sequence[str], like: States) -> States:
