@@ -124,6 +124,7 @@ class TransformerBlock(nn.Module):
 
 # -- inputs: (batch, rng) to arrays, the target last ------------------------------------------------------------------
 
+
 def _images(batch: int, rng: np.random.Generator) -> tuple[Array, ...]:
     return rng.standard_normal((batch, 1, 28, 28), np.float32), rng.integers(0, CLASSES, batch)
 
@@ -164,7 +165,7 @@ MODELS: dict[str, Spec] = {
 }
 
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
-    "sgd": lambda parameters: optim.SGD(parameters, lr=0.05, momentum=0.9),
+    "sgd": lambda parameters: optim.SGD(parameters, lr=0.01, momentum=0.9),
     "adam": lambda parameters: optim.Adam(parameters, lr=1e-3),
 }
 
@@ -178,22 +179,26 @@ class Training:
     optimizer: optim.Optimizer
     step: Callable[..., fg.Tensor]
     batch: int
+    dtype: str = "float32"
 
     def batches(self, count: int, seed: int = 1) -> Iterator[tuple[Array, ...]]:
         """`count` batches of random inputs, the same for the same seed."""
         rng = np.random.default_rng(seed)
         for _ in range(count):
-            yield MODELS[self.name].inputs(self.batch, rng)
+            arrays = MODELS[self.name].inputs(self.batch, rng)
+            yield tuple(a.astype(self.dtype) if a.dtype.kind == "f" else a for a in arrays)
 
 
-def make_step(name: str, batch: int | None = None, optimizer: str = "adam", seed: int = 0) -> Training:
+def make_step(
+    name: str, batch: int | None = None, optimizer: str = "adam", seed: int = 0, dtype: str = "float32"
+) -> Training:
     """Model `name` with new parameters (the same for the same seed) and its training step.
 
     The default generator is seeded too, so that dropout draws the same numbers in every run that does the same steps.
     """
     spec = MODELS[name]
     fg.manual_seed(seed)
-    model = spec.network()
+    model = spec.network().to(dtype)
     opt = OPTIMIZERS[optimizer](model.parameters())
 
     def step(*arrays: Any) -> fg.Tensor:
@@ -204,4 +209,4 @@ def make_step(name: str, batch: int | None = None, optimizer: str = "adam", seed
         opt.step()
         return loss
 
-    return Training(name, model, opt, step, batch or spec.batch)
+    return Training(name, model, opt, step, batch or spec.batch, dtype)
