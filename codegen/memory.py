@@ -39,8 +39,17 @@ def plan_memory(program: Program) -> MemoryPlan:
     spans = _spans(program)
     owner = _in_place_owners(program, spans)
     names = [name for name in spans if owner[name] == name]
-    whole = {name: (min(spans[n][0] for n in spans if owner[n] == name), max(spans[n][1] for n in spans if owner[n] == name))
-             for name in names} if len(spans) < 200 else _owner_spans(spans, owner)
+    whole = (
+        {
+            name: (
+                min(spans[n][0] for n in spans if owner[n] == name),
+                max(spans[n][1] for n in spans if owner[n] == name),
+            )
+            for name in names
+        }
+        if len(spans) < 200
+        else _owner_spans(spans, owner)
+    )
     intervals = [Interval(_padded(program.buffers[name].nbytes), *whole[name]) for name in names]
     offsets, peak = plan_offsets(intervals, ALIGN)
     placed = dict(zip(names, offsets, strict=True))
@@ -83,15 +92,20 @@ def _in_place_owners(program: Program, spans: dict[str, tuple[int, int]]) -> dic
         for stage in loop.stages[-1:]:
             for store in stage.stores:
                 for name in _dying_at(program, loop, store, number, spans, stage.axes):
-                    if name not in taken and spans.get(store.buffer, (-1, 0))[0] == number and owner[store.buffer] == store.buffer:
+                    if (
+                        name not in taken
+                        and spans.get(store.buffer, (-1, 0))[0] == number
+                        and owner[store.buffer] == store.buffer
+                    ):
                         owner[store.buffer] = owner[name]
                         taken.add(name)
                         break
     return owner
 
 
-def _dying_at(program: Program, loop: Loop, store: Store, number: int, spans: dict[str, tuple[int, int]],
-              axes: tuple[Axis, ...]) -> list[str]:
+def _dying_at(
+    program: Program, loop: Loop, store: Store, number: int, spans: dict[str, tuple[int, int]], axes: tuple[Axis, ...]
+) -> list[str]:
     """Temps that `loop` reads for the last time, each only at the element that `store` writes, of the same type and size."""
     target = program.buffers[store.buffer]
     if target.role != "temp" or loop.schedule == "scatter" or len(loop.stages[-1].stores) > 1:
@@ -101,6 +115,11 @@ def _dying_at(program: Program, loop: Loop, store: Store, number: int, spans: di
         for expr in walk(stage.expressions()):
             if expr.op == "load":
                 indices.setdefault(expr.attribute.buffer, set()).add(expr.attribute.index)
-    return [name for name, seen in indices.items()
-            if spans.get(name, (0, -1))[1] == number and spans[name][0] < number and seen == {store.index}
-            and (program.buffers[name].dtype, program.buffers[name].shape) == (target.dtype, target.shape)]
+    return [
+        name
+        for name, seen in indices.items()
+        if spans.get(name, (0, -1))[1] == number
+        and spans[name][0] < number
+        and seen == {store.index}
+        and (program.buffers[name].dtype, program.buffers[name].shape) == (target.dtype, target.shape)
+    ]

@@ -45,10 +45,10 @@ def assemble_module(program: Program, names: ProgramNames, kernels: list[KernelS
     helpers = helpers_source(helper for kernel in kernels for helper in kernel.helpers)
     functions = [*helpers, *(kernel.source for kernel in kernels), _step_source(program, names, kernels)]
     imports = ("import math\n\n" if any("math." in text for text in functions) else "") + "import numpy as np"
-    return "\n\n\n".join([f"{_header(program, names)}\n\n{imports}", *functions]) + "\n"
+    return "\n\n\n".join([f"{program_header(program, names)}\n\n{imports}", *functions]) + "\n"
 
 
-def _header(program: Program, names: ProgramNames) -> str:
+def program_header(program: Program, names: ProgramNames) -> str:
     """A comment: the program's name, its size, and its buffers."""
     lines = [f"# Program {program.name}: {_count(len(program.loops), 'kernel')}, {len(program.buffers)} buffers.", "#"]
     rows = [(names.buffers[name], program.buffers[name]) for name in step_parameters(program)]

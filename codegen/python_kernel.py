@@ -41,7 +41,7 @@ def write_kernel(loop: Loop, names: ProgramNames) -> KernelSource:
     writer.write_loop()
     buffers = kernel_buffers(loop)
     head = signature(names.kernels[loop.name], [names.buffers[buffer] for buffer in buffers])
-    lines = [*head, *(f"    {line}".rstrip() for line in _docstring(loop, names)), *writer.blocks[0].lines(4)]
+    lines = [*head, *(f"    {line}".rstrip() for line in docstring(loop, names)), *writer.blocks[0].lines(4)]
     return KernelSource(names.kernels[loop.name], buffers, "\n".join(lines), frozenset(writer.helpers))
 
 
@@ -50,8 +50,8 @@ def signature(name: str, parameters: Sequence[str]) -> list[str]:
     return bracketed(f"def {name}(", parameters, "):", WIDTH)
 
 
-def _docstring(loop: Loop, names: ProgramNames) -> list[str]:
-    """What was fused, where the user wrote it, and a table of the parameters."""
+def docstring(loop: Loop, names: ProgramNames, how: str = "") -> list[str]:
+    """What was fused, where the user wrote it, how it runs, and a table of the parameters."""
     buffers = [names.buffer(buffer) for buffer in kernel_buffers(loop)]
     written = set(loop.writes())
     rows = [
@@ -65,7 +65,8 @@ def _docstring(loop: Loop, names: ProgramNames) -> list[str]:
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     table = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {role}" for name, kind, role in rows]
     where = _places(loop)
-    return [*_wrapped(f'"""{_fused(loop)}.'), *(["", *_wrapped(where)] if where else []), "", *table, '"""']
+    notes = [*_wrapped(where), *([how] if how else [])]
+    return [*_wrapped(f'"""{_fused(loop)}.'), *(["", *notes] if notes else []), "", *table, '"""']
 
 
 def _wrapped(text: str) -> list[str]:
@@ -163,7 +164,7 @@ class _KernelWriter(ExpressionWriter):
         if reduce.op in ("sum", "prod"):
             self._line(f"{name} = {constant_text(int(reduce.op == 'prod'), reduce.dtype).source}")
             return
-        worst = constant_text(_worst(reduce.op, reduce.value.dtype), reduce.value.dtype).source
+        worst = constant_text(worst_value(reduce.op, reduce.value.dtype), reduce.value.dtype).source
         if reduce.name in extremes:
             self._line(f"{extremes[reduce.name]} = {worst}")
             worst = "np.int64(0)"
@@ -219,7 +220,7 @@ class _KernelWriter(ExpressionWriter):
         self._line(assignment(target, value, line_width(len(self.blocks) - 1), operator))
 
 
-def _worst(op: str, dtype: DType) -> float | int | bool:
+def worst_value(op: str, dtype: DType) -> float | int | bool:
     """The value that loses against every other."""
     low = op.endswith("max")
     if dtype.kind == "b":

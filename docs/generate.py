@@ -85,7 +85,13 @@ def op_graph_end() -> str:
 
 def conv_gradients() -> str:
     """The gradient nodes of the convolutions."""
-    return fenced("\n".join(line for line in str(artifact().source).splitlines() if "conv_weight_grad(" in line or "conv_input_grad(" in line))
+    return fenced(
+        "\n".join(
+            line
+            for line in str(artifact().source).splitlines()
+            if "conv_weight_grad(" in line or "conv_input_grad(" in line
+        )
+    )
 
 
 def passes() -> str:
@@ -134,7 +140,7 @@ def llvm_step() -> str:
     """The driver: what one call of the step does."""
     text = step_code(artifact()).text
     start = text.index("define void @step(")
-    lines = text[start:text.index("\n}", start) + 2].splitlines()
+    lines = text[start : text.index("\n}", start) + 2].splitlines()
     calls = [line for line in lines if "call void" in line or "call i1" in line or line.startswith("define")]
     calls[0] = calls[0].split(")")[0] + ") {"  # without attributes: they name the vector width of this machine
     return fenced("\n".join([*calls[:18], f"  ; ... {len(calls) - 18} more calls", "}"]), "llvm")
@@ -160,13 +166,29 @@ def primitives() -> str:
     kinds: dict[str, list[str]] = {}
     for primitive in PRIMITIVES.values():
         kinds.setdefault(primitive.kind, []).append(primitive.name)
-    return "\n".join(["| kind | primitives |", "|---|---|", *(f"| {k} | {', '.join(v)} |" for k, v in kinds.items())]) + "\n"
+    return (
+        "\n".join(["| kind | primitives |", "|---|---|", *(f"| {k} | {', '.join(v)} |" for k, v in kinds.items())])
+        + "\n"
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (op_graph, op_graph_end, conv_gradients, passes, explanation, loop_conv, loop_softmax, loop_update, loop_pool,
-                     source_softmax, llvm_step, memory, primitives)
+    for function in (
+        op_graph,
+        op_graph_end,
+        conv_gradients,
+        passes,
+        explanation,
+        loop_conv,
+        loop_softmax,
+        loop_update,
+        loop_pool,
+        source_softmax,
+        llvm_step,
+        memory,
+        primitives,
+    )
 }
 
 
@@ -188,7 +210,9 @@ def main() -> int:
             stale.append(page.relative_to(ROOT))
             if not check:
                 page.write_text(new, encoding="utf-8")
-    print("\n".join(f"{'out of date' if check else 'rewritten'}: {page}" for page in stale) or "all blocks are up to date")
+    print(
+        "\n".join(f"{'out of date' if check else 'rewritten'}: {page}" for page in stale) or "all blocks are up to date"
+    )
     return 1 if check and stale else 0
 
 

@@ -58,6 +58,7 @@ class set_grad_enabled:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with set_grad_enabled(self._enabled):
                 return function(*args, **kwargs)
+
         return wrapped  # type: ignore[return-value]
 
 
@@ -94,7 +95,8 @@ def check_unchanged(used: Iterable[tuple[Tensor, int]]) -> None:
         if value._version != version:
             raise GradientError(
                 f"a tensor of shape {list(value.shape)} that the gradient needs was changed in place after it was used; "
-                "call backward() before the update, or compute the forward pass again")
+                "call backward() before the update, or compute the forward pass again"
+            )
 
 
 def record_primitive(name: str, inputs: Sequence[Tensor], params: Any, out: Tensor) -> None:
@@ -155,7 +157,9 @@ def _key(value: Tensor) -> Key:
     return (id(value.leaf), -1)
 
 
-def pull_back(roots: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool) -> tuple[dict[Key, Any], dict[int, Any]]:
+def pull_back(
+    roots: Sequence[Tensor], cotangents: Sequence[Tensor], create_graph: bool
+) -> tuple[dict[Key, Any], dict[int, Any]]:
     """Walk back from `roots`. Gives every cotangent by key, and the leaves that were reached."""
     found: dict[Key, Any] = {}
     leaves: dict[int, Any] = {}
@@ -192,20 +196,27 @@ def _seed(output: Tensor, given: Any) -> Any:
 
         given = as_tensor(given, dtype=output.dtype)
         if given.shape != output.shape:
-            raise GradientError(f"the gradient of an output of shape {list(output.shape)} has shape {list(given.shape)}")
+            raise GradientError(
+                f"the gradient of an output of shape {list(output.shape)} has shape {list(given.shape)}"
+            )
         return given
     if output.size() != () and output.numel() != 1:
-        raise GradientError(f"backward() of a tensor of shape {list(output.shape)}: pass `gradient`, or reduce it to a scalar first")
+        raise GradientError(
+            f"backward() of a tensor of shape {list(output.shape)}: pass `gradient`, or reduce it to a scalar first"
+        )
     return emit.full_like(output, 1.0)
 
 
 def _require_root(output: Any) -> None:
     if not hasattr(output, "_record"):
-        raise GradientError(f"a gradient is taken of a tensor, got {type(output).__name__} (does the function return its value?)")
+        raise GradientError(
+            f"a gradient is taken of a tensor, got {type(output).__name__} (does the function return its value?)"
+        )
     if not output.requires_grad:
         raise GradientError(
             f"a tensor of shape {list(output.shape)} does not depend on anything that requires a gradient "
-            "(was it made under no_grad, detached, or rounded to integers?)")
+            "(was it made under no_grad, detached, or rounded to integers?)"
+        )
 
 
 def backward(output: Tensor, gradient: Any = None, create_graph: bool = False) -> None:
@@ -216,8 +227,15 @@ def backward(output: Tensor, gradient: Any = None, create_graph: bool = False) -
         leaf._accumulate(found[(id(leaf), -1)])
 
 
-def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *, create_graph: bool = False, allow_unused: bool = False,
-         retain_graph: bool | None = None) -> tuple[Any, ...]:
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    *,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool | None = None,
+) -> tuple[Any, ...]:
     """The gradients of the sum of `outputs` with respect to `inputs` (as torch.autograd.grad); no `.grad` is touched.
 
     Raises GradientError for an output without a gradient, or an input that the outputs do not depend on
@@ -232,8 +250,10 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *, create_graph: b
     results = tuple(found.get(_key(target)) for target in targets)
     for position, (target, result) in enumerate(zip(targets, results, strict=True)):
         if result is None and not allow_unused:
-            raise GradientError(f"input {position} of shape {list(target.shape)} was not used by the outputs; pass allow_unused=True "
-                                "to get None for it")
+            raise GradientError(
+                f"input {position} of shape {list(target.shape)} was not used by the outputs; pass allow_unused=True "
+                "to get None for it"
+            )
     return results
 
 
@@ -245,14 +265,18 @@ def _leaves_of(args: tuple[Any, ...], argnums: tuple[int, ...]) -> Iterator[tupl
     changed, leaves = list(args), []
     for argnum in argnums:
         flat, rebuild = tree.flatten(args[argnum], Tensor)
-        flat = [value if isinstance(value, Tensor) and value.requires_grad else as_tensor(value).detach().requires_grad_()
-                for value in flat]
+        flat = [
+            value if isinstance(value, Tensor) and value.requires_grad else as_tensor(value).detach().requires_grad_()
+            for value in flat
+        ]
         changed[argnum] = rebuild(flat)
         leaves.append(flat)
     yield changed, leaves
 
 
-def value_and_grad(function: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def value_and_grad(
+    function: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """A function that gives (value, gradient): `function`'s scalar value, and its gradient for argument(s) `argnums`.
 
     As jax.value_and_grad: an argument may be a tensor, an array or a nest of lists, tuples and dicts of them; the gradient has
@@ -268,15 +292,20 @@ def value_and_grad(function: Callable[..., Any], argnums: int | tuple[int, ...] 
             result = function(*changed, **kwargs)
             value = result[0] if has_aux else result
             flat = [leaf for group in leaves for leaf in group]
-            outer = any(isinstance(a, Tensor) and a.requires_grad for n in numbers for a in tree.flatten(args[n], Tensor)[0])
+            outer = any(
+                isinstance(a, Tensor) and a.requires_grad for n in numbers for a in tree.flatten(args[n], Tensor)[0]
+            )
             grads = iter(grad(value, flat, create_graph=outer, allow_unused=True))
         filled = [[emit.full_like(leaf, 0.0) if g is None else g for leaf, g in zip(group, grads)] for group in leaves]
         built = tuple(tree.flatten(args[n], Tensor)[1](group) for n, group in zip(numbers, filled, strict=True))
         return result, (built[0] if isinstance(argnums, int) else built)
+
     return wrapped
 
 
-def grad_of(function: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def grad_of(
+    function: Callable[..., Any], argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """A function that gives the gradient of `function` (as jax.grad); with `has_aux`, (gradient, aux)."""
     both = value_and_grad(function, argnums, has_aux)
 
@@ -284,4 +313,5 @@ def grad_of(function: Callable[..., Any], argnums: int | tuple[int, ...] = 0, ha
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         value, gradient = both(*args, **kwargs)
         return (gradient, value[1]) if has_aux else gradient
+
     return wrapped

@@ -51,14 +51,21 @@ class Joint:
         """How many of the forward program's outputs are the function's own."""
         return len(self.outputs)
 
-    def attach(self, version: Version, sources: list[Tensor], arrays: list[Array], outputs: list[Tensor], made: list[Array],
-               before: dict[int, Array]) -> None:
+    def attach(
+        self,
+        version: Version,
+        sources: list[Tensor],
+        arrays: list[Array],
+        outputs: list[Tensor],
+        made: list[Array],
+        before: dict[int, Array],
+    ) -> None:
         """Record the call, so that `.backward()` of its outputs runs the backward program.
 
         sources: tensors of the graph's inputs; before: what overwritten ones of them held.
         """
         inputs = [self._concrete(target, sources) for target in self.targets]
-        kept = [arrays[position] for position in self.passed] + made[self.count:]
+        kept = [arrays[position] for position in self.passed] + made[self.count :]
         used = [(sources[position], sources[position]._version) for position in self.passed]
         shapes = [made[i].shape for i in self.roots]
         backward = version.backward
@@ -69,9 +76,13 @@ class Joint:
 
             autograd.check_unchanged(used)
             if autograd.is_grad_enabled():
-                return self._replayed([Tensor._make(before[i]) if i in before else t for i, t in enumerate(sources)], inputs, cotangents)
-            seeds = [np.zeros(shape, made[i].dtype) if cotangents[i] is None else np.ascontiguousarray(cotangents[i]._value)
-                     for i, shape in zip(self.roots, shapes, strict=True)]
+                return self._replayed(
+                    [Tensor._make(before[i]) if i in before else t for i, t in enumerate(sources)], inputs, cotangents
+                )
+            seeds = [
+                np.zeros(shape, made[i].dtype) if cotangents[i] is None else np.ascontiguousarray(cotangents[i]._value)
+                for i, shape in zip(self.roots, shapes, strict=True)
+            ]
             return [Tensor._make(value) for value in backward.run([*kept, *seeds])]
 
         record = autograd.Record(inputs, len(outputs), pull)
@@ -111,18 +122,32 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
     whole = Graph(forward.name, forward.inputs, (*forward.outputs, *joint.gradients), forward.updates)
     whole = _with_all_inputs(whole, joint.seeds)
     after = whole if options.backend == "reference" else optimised(whole, options)
-    outputs = list(after.outputs[:len(forward.outputs)])
-    gradients = list(after.outputs[len(forward.outputs):])
-    seeds = list(after.inputs[len(after.inputs) - len(joint.seeds):])
-    inputs = after.inputs[:len(after.inputs) - len(joint.seeds)]
+    outputs = list(after.outputs[: len(forward.outputs)])
+    gradients = list(after.outputs[len(forward.outputs) :])
+    seeds = list(after.inputs[len(after.inputs) - len(joint.seeds) :])
+    inputs = after.inputs[: len(after.inputs) - len(joint.seeds)]
     late = _depending(after, set(seeds))
     updated = {old for old, _ in after.updates}
     saved, passed = _kept(after, gradients, late, updated)
-    source = Graph(forward.name, tuple(node for node in forward.inputs if node not in joint.seeds), forward.outputs, forward.updates)
+    source = Graph(
+        forward.name,
+        tuple(node for node in forward.inputs if node not in joint.seeds),
+        forward.outputs,
+        forward.updates,
+    )
     needed = topological_order(source.outputs)
     overwritten = [source.inputs.index(old) for old, _ in source.updates if old in needed]
-    done = Joint(joint.roots, seeds, joint.targets, gradients, list(forward.outputs), saved, [inputs.index(node) for node in passed],
-                 overwritten, source)
+    done = Joint(
+        joint.roots,
+        seeds,
+        joint.targets,
+        gradients,
+        list(forward.outputs),
+        saved,
+        [inputs.index(node) for node in passed],
+        overwritten,
+        source,
+    )
     front = Graph(forward.name, inputs, (*outputs, *saved), after.updates)
     return front, done, _backward_graph(after, gradients, passed, saved, seeds, late)
 
@@ -172,8 +197,12 @@ def _is_cheap(node: Node, at_hand: set[Node], updated: set[Node]) -> bool:
     primitive = PRIMITIVES[node.op]
     if primitive.kind not in ("map", "zip") or primitive.cost != "cheap":
         return False
-    return all(_base(value) in at_hand or _base(value).op in ("constant", "iota") or
-               (_base(value).op == "input" and _base(value) not in updated) for value in node.inputs)
+    return all(
+        _base(value) in at_hand
+        or _base(value).op in ("constant", "iota")
+        or (_base(value).op == "input" and _base(value) not in updated)
+        for value in node.inputs
+    )
 
 
 def _base(node: Node) -> Node:
@@ -182,7 +211,9 @@ def _base(node: Node) -> Node:
     return node
 
 
-def _backward_graph(graph: Graph, gradients: list[Node], passed: list[Node], saved: list[Node], seeds: list[Node], late: set[Node]) -> Graph:
+def _backward_graph(
+    graph: Graph, gradients: list[Node], passed: list[Node], saved: list[Node], seeds: list[Node], late: set[Node]
+) -> Graph:
     builder = GraphBuilder()
     new: dict[Node, Node] = {}
     for prefix, nodes in (("", passed), ("saved_", saved), ("", seeds)):

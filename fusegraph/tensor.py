@@ -34,7 +34,18 @@ class Tensor(TensorMethods):
     Made by `fg.tensor`, `fg.zeros`, ...; not by this class. `numpy()` shares memory where the tensor is concrete.
     """
 
-    __slots__ = ("_value", "_record", "_output", "_leaf", "_trace", "_version", "requires_grad", "_grad", "name", "__weakref__")
+    __slots__ = (
+        "_value",
+        "_record",
+        "_output",
+        "_leaf",
+        "_trace",
+        "_version",
+        "requires_grad",
+        "_grad",
+        "name",
+        "__weakref__",
+    )
     __array_priority__ = 1000
     _value: Any
     _record: autograd.Record | None
@@ -50,7 +61,9 @@ class Tensor(TensorMethods):
         raise TypeError("make tensors with fg.tensor(data), fg.zeros(shape), ...")
 
     @classmethod
-    def _make(cls, value: Any, requires_grad: bool = False, record: autograd.Record | None = None, output: int = 0) -> Tensor:
+    def _make(
+        cls, value: Any, requires_grad: bool = False, record: autograd.Record | None = None, output: int = 0
+    ) -> Tensor:
         self = object.__new__(cls)
         self._value, self.requires_grad, self._record, self._output = value, requires_grad, record, output
         self._leaf, self._trace, self._version, self._grad, self.name = None, None, 0, None, ""
@@ -181,7 +194,9 @@ class Tensor(TensorMethods):
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set whether a gradient is collected for this leaf."""
         if requires_grad and self.dtype.kind != "f":
-            raise GradientError(f"only floating point tensors have gradients, this one is {self.dtype.name}{list(self.shape)}")
+            raise GradientError(
+                f"only floating point tensors have gradients, this one is {self.dtype.name}{list(self.shape)}"
+            )
         if self.is_symbol and requires_grad and not self.requires_grad:
             self._leaf = None  # a leaf of its own, no longer what it was detached from
         self.requires_grad = requires_grad
@@ -206,11 +221,17 @@ class Tensor(TensorMethods):
         `source` cannot be broadcast to this shape.
         """
         if autograd.is_grad_enabled() and (self.requires_grad or self._record is not None):
-            raise user_error(GradientError, f"a tensor of shape {list(self.shape)} that requires a gradient is overwritten in place; do it "
-                             "under fg.no_grad()")
+            raise user_error(
+                GradientError,
+                f"a tensor of shape {list(self.shape)} that requires a gradient is overwritten in place; do it "
+                "under fg.no_grad()",
+            )
         if not self.owns_memory:
-            raise user_error(UnsupportedError, f"a tensor of shape {list(self.shape)} that is a view of another one (or of read-only memory) is "
-                             "overwritten in place; overwrite the whole tensor, or take a .clone() first")
+            raise user_error(
+                UnsupportedError,
+                f"a tensor of shape {list(self.shape)} that is a view of another one (or of read-only memory) is "
+                "overwritten in place; overwrite the whole tensor, or take a .clone() first",
+            )
         value = as_tensor(source, dtype=self.dtype).expand(self.shape)
         trace = current_trace()
         if self.is_symbol:
@@ -236,7 +257,8 @@ class Tensor(TensorMethods):
             raise TraceError(
                 f"{wanted} needs the value of a {self.dtype.name}{list(self.shape)} tensor, which is known only when the compiled "
                 f"function runs\n  at {user_location()}\n  Use fg.where(condition, a, b) in place of `if`, keep numbers as tensors, "
-                "or do this outside of the compiled function.")
+                "or do this outside of the compiled function."
+            )
         return value  # type: ignore[no-any-return]
 
     def numpy(self) -> Array:
@@ -259,7 +281,9 @@ class Tensor(TensorMethods):
         """The one element as a Python number. Raises ShapeError when there are more."""
         value = self._concrete("item()")
         if value.size != 1:
-            raise ShapeError(f"item() of a tensor of shape {list(self.shape)}: only one element can become a Python number")
+            raise ShapeError(
+                f"item() of a tensor of shape {list(self.shape)}: only one element can become a Python number"
+            )
         return value.item()
 
     def tolist(self) -> Any:
@@ -313,7 +337,9 @@ def _compute(name: str, inputs: Sequence[Tensor], params: Any) -> Array:
     out = np.asarray(apply(name, arrays, params))
     if PRIMITIVES[name].kind == "view" and arrays and np.may_share_memory(out, arrays[0]):
         out = out.view()
-        out.flags.writeable = False  # compiled code has no views: writing to one must not change another tensor here either
+        out.flags.writeable = (
+            False  # compiled code has no views: writing to one must not change another tensor here either
+        )
     return out
 
 
@@ -353,7 +379,10 @@ def _as_array(value: Any, dtype: Any) -> Array:
     except ValueError as error:
         raise user_error(ShapeError, f"these nested lists are no array: {error}") from None
     if array.dtype.kind not in "biuf" or (from_python and array.dtype.kind == "u"):
-        raise user_error(DTypeError, f"cannot make a tensor of {array.dtype} values ({type(value).__name__}); numbers or bools are needed")
+        raise user_error(
+            DTypeError,
+            f"cannot make a tensor of {array.dtype} values ({type(value).__name__}); numbers or bools are needed",
+        )
     if dtype is not None:
         return array.astype(as_dtype(dtype), copy=False)
     if from_python and array.dtype.kind == "f":

@@ -21,6 +21,7 @@ def flatten(value: Any, *leaf_types: type) -> tuple[list[Any], Rebuild]:
     def rebuild(new: list[Any]) -> Any:
         rest = iter(new)
         return _build(spec, rest)
+
     return leaves, rebuild
 
 

@@ -31,7 +31,9 @@ def differs(got: Array, expected: Array) -> str:
         return ""
     scale = max(float(np.abs(expected[~special]).max()), 1e-30)
     error = float(np.abs(got[~special] - expected[~special]).max()) / scale
-    return "" if error <= TOLERANCE[got.dtype.name] else f"largest difference {error:.2g} of the largest value {scale:.4g}"
+    return (
+        "" if error <= TOLERANCE[got.dtype.name] else f"largest difference {error:.2g} of the largest value {scale:.4g}"
+    )
 
 
 def run_verified(artifact: Artifact, inputs: Sequence[Array]) -> list[Array]:
@@ -48,7 +50,9 @@ def run_verified(artifact: Artifact, inputs: Sequence[Array]) -> list[Array]:
             for array, value in zip(inputs, before, strict=True):
                 if array.flags.writeable:
                     np.copyto(array, value)
-            raise CompilerError(f"{artifact.source.name}: {node.op} at {node.location}: {problem}; {_culprit(artifact, before)}")
+            raise CompilerError(
+                f"{artifact.source.name}: {node.op} at {node.location}: {problem}; {_culprit(artifact, before)}"
+            )
     return results
 
 
@@ -60,7 +64,9 @@ def _culprit(artifact: Artifact, inputs: Sequence[Array]) -> str:
     graph = artifact.graph
     roots: list[Node] = choose_roots(graph)
     values = interpret.evaluate(graph, inputs)
-    probe = build(Graph(f"{graph.name}_probe", graph.inputs, tuple(roots)), replace(artifact.options, fuse=False, verify=False))
+    probe = build(
+        Graph(f"{graph.name}_probe", graph.inputs, tuple(roots)), replace(artifact.options, fuse=False, verify=False)
+    )
     for node, got in zip(roots, probe.run([np.array(value) for value in inputs]), strict=True):
         if problem := differs(got, values[node]):
             return f"the first operation that differs is {node.op} {node.dtype.name}{list(node.shape)} at {node.location}: {problem}"

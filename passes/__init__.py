@@ -26,15 +26,30 @@ from fusegraph.passes.split_reduce import SPLIT_REDUCE
 __all__ = ["PIPELINE", "Pass", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
 
 PIPELINE: tuple[Pass, ...] = (
-    SIMPLIFY, CSE, GRADIENTS, SOFTMAX_PASS, SCALARS_PASS, PRODUCTS_PASS, REDUCTIONS_PASS, SPARSE_PASS, SPLIT_REDUCE,
-    DCE)
+    SIMPLIFY,
+    CSE,
+    GRADIENTS,
+    SOFTMAX_PASS,
+    SCALARS_PASS,
+    PRODUCTS_PASS,
+    REDUCTIONS_PASS,
+    SPARSE_PASS,
+    SPLIT_REDUCE,
+    DCE,
+)
 
 # Rounds over all passes. Traced training steps settle in two to four; the bound is for rules that work on long chains.
 MAX_ROUNDS = 12
 
 
-def run_pipeline(graph: Graph, disable: Iterable[str] = (), record: list[tuple[str, Graph]] | None = None, *,
-                 exact: bool = False, verify: bool | None = None) -> Graph:
+def run_pipeline(
+    graph: Graph,
+    disable: Iterable[str] = (),
+    record: list[tuple[str, Graph]] | None = None,
+    *,
+    exact: bool = False,
+    verify: bool | None = None,
+) -> Graph:
     """`graph` after all passes.
 
     disable: names of passes to leave out. record: gets (pass name, graph) for every pass that changed something, in

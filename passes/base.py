@@ -106,8 +106,9 @@ class RewriteBuilder(GraphBuilder):
             self._graph, self._readers = graph, None
         self.replaced, self._origins = {}, {}
 
-    def add(self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None,
-            location: Location = NOWHERE) -> Node:
+    def add(
+        self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None, location: Location = NOWHERE
+    ) -> Node:
         """The node `op(inputs, **params)`, at the place of the node that is being rewritten."""
         node = super().add(op, inputs, params, location if location != NOWHERE else self.location)
         self._taken.add(node)
@@ -239,9 +240,17 @@ def _is_same(a: Graph, b: Graph) -> bool:
     match: dict[Node, Node] = {}
     for x, y in zip(a.nodes, b.nodes):
         if x is not y:
-            same = x.op == y.op and x.op != "input" and x.shape == y.shape and x.dtype == y.dtype and (
-                len(x.inputs) == len(y.inputs) and all(match[p] is q for p, q in zip(x.inputs, y.inputs))
-                and freeze_params(x.params) == freeze_params(y.params))
+            same = (
+                x.op == y.op
+                and x.op != "input"
+                and x.shape == y.shape
+                and x.dtype == y.dtype
+                and (
+                    len(x.inputs) == len(y.inputs)
+                    and all(match[p] is q for p, q in zip(x.inputs, y.inputs))
+                    and freeze_params(x.params) == freeze_params(y.params)
+                )
+            )
             if not same:
                 return False
         match[x] = y
@@ -287,6 +296,7 @@ class Rules:
             for name in names:
                 self.table[name].append(rule)
             return rule
+
         return register
 
     def __call__(self, build: RewriteBuilder, node: Node, inputs: tuple[Node, ...]) -> Node | Value | None:
@@ -298,6 +308,7 @@ class Rules:
 
 
 # -- what rules look at -----------------------------------------------------------------------------------------------
+
 
 def without_expand(node: Node) -> Node:
     """What `node` repeats: the operand of an expand, else the node itself."""

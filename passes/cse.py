@@ -32,6 +32,7 @@ def cse(graph: Graph) -> Graph:
         elif op in _MIRRORED:
             op, operands = _MIRRORED[op], operands[::-1]
         return first.setdefault((op, operands, freeze_params(node.params)), node)
+
     return rewrite(graph, rules)  # which makes equal nodes one
 
 

@@ -60,30 +60,49 @@ def _program(state: FusionState, ordered: list[Group]) -> Program:
     used = {name for loop in loops for name in loop.reads() + loop.writes()} | set(state.outputs)
     kept = {name: b for name, b in state.buffers.items() if name in used or b.role in ("input", "state")}
     inputs = tuple(state.names[node] for node in state.graph.inputs)
-    return Program(state.graph.name, kept, tuple(loops), inputs, tuple(state.outputs), *index_checks(state.graph, state.names))
+    return Program(
+        state.graph.name, kept, tuple(loops), inputs, tuple(state.outputs), *index_checks(state.graph, state.names)
+    )
 
 
 def _is_exported(state: FusionState, group: Group, name: str, readers: dict[str, int]) -> bool:
     """Whether something outside of the group needs the buffer."""
-    return state.buffers[name].role in ("output", "state") or readers.get(name, 0) > (name in group.reads()) or group.kind == "scatter" \
+    return (
+        state.buffers[name].role in ("output", "state")
+        or readers.get(name, 0) > (name in group.reads())
+        or group.kind == "scatter"
         or any(root.node.op.startswith("put") and root.kind == "map" for root in group.roots if root.buffer == name)
+    )
 
 
 def _nodes_of(state: FusionState, group: Group) -> tuple[Node, ...]:
     """The operations that run inside of a kernel, in graph order (views left out)."""
     mine = {root.node for root in group.roots}
     found: set[Node] = set()
-    stack = [root.node for root in group.roots if state.names.get(storage(root.node)) == root.buffer or root.kind != "map"]
+    stack = [
+        root.node for root in group.roots if state.names.get(storage(root.node)) == root.buffer or root.kind != "map"
+    ]
     while stack:
         node = stack.pop()
         found.add(node)
-        stack += [operand for operand in node.inputs if operand not in found and (operand not in state.names or operand in mine)]
-    return tuple(node for node in state.graph.nodes if node in found and node.op not in ("input", "constant")
-                 and PRIMITIVES[node.op].kind != "view")
+        stack += [
+            operand
+            for operand in node.inputs
+            if operand not in found and (operand not in state.names or operand in mine)
+        ]
+    return tuple(
+        node
+        for node in state.graph.nodes
+        if node in found and node.op not in ("input", "constant") and PRIMITIVES[node.op].kind != "view"
+    )
 
 
 def _short(nodes: tuple[Node, ...]) -> str:
     names = list(dict.fromkeys(node.op for node in nodes)) or ["copy"]
-    anchors = [name for name in names if PRIMITIVES[name].kind in ("contract", "reduce", "scatter", "gather")] if nodes else names
+    anchors = (
+        [name for name in names if PRIMITIVES[name].kind in ("contract", "reduce", "scatter", "gather")]
+        if nodes
+        else names
+    )
     rest = [name for name in names if name not in anchors]
     return "_".join((anchors + rest)[:4])

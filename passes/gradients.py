@@ -40,6 +40,7 @@ ONE_HOT = Rules()
 
 # -- which integers an index can be -----------------------------------------------------------------------------------
 
+
 def index_range(node: Node, depth: int = 12) -> tuple[int, int]:
     """(low, high) with low <= every element < high, as far as it can be seen; at worst all that the type holds."""
     value = constant_value(node)
@@ -88,9 +89,17 @@ def _range_of_choice(node: Node, depth: int) -> tuple[int, int] | None:
 
 
 _RANGES = {
-    "reshape": _range_of_same, "expand": _range_of_same, "permute": _range_of_same, "slice": _range_of_same,
-    "cast": _range_of_same, "check_index": _range_of_check, "argmax": _range_of_position, "argmin": _range_of_position,
-    "maximum": _range_of_limit, "minimum": _range_of_limit, "where": _range_of_choice,
+    "reshape": _range_of_same,
+    "expand": _range_of_same,
+    "permute": _range_of_same,
+    "slice": _range_of_same,
+    "cast": _range_of_same,
+    "check_index": _range_of_check,
+    "argmax": _range_of_position,
+    "argmin": _range_of_position,
+    "maximum": _range_of_limit,
+    "minimum": _range_of_limit,
+    "where": _range_of_choice,
     "iota": lambda node, depth: (0, max(node.params["size"], 1)),
 }
 
@@ -109,6 +118,7 @@ def _inside(build: RewriteBuilder, index: Node, extent: int) -> Node:
 
 
 # -- one-hot gradients ------------------------------------------------------------------------------------------------
+
 
 def _one_hot(build: RewriteBuilder, index: Node, shape: Shape, axis: int) -> Node:
     """The mask iota == index over `axis` of `shape`; `index` has size 1 there."""
@@ -216,8 +226,9 @@ def gather_first(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
         return None
     value = build.add("take_along", (source, index), node.params)
     for step, position in reversed(chain):
-        operands = [value if i == position else build.expand(x.inputs[0], node.shape)
-                    for i, x in enumerate(step.inputs)]
+        operands = [
+            value if i == position else build.expand(x.inputs[0], node.shape) for i, x in enumerate(step.inputs)
+        ]
         value = build.add(step.op, operands, step.params)
     return value
 
@@ -226,12 +237,14 @@ def _only_varying(node: Node, axis: int) -> int | None:
     """The position of the operand of an elementwise node that is not repeated along `axis`, if there is just one."""
     if node.op == "input" or PRIMITIVES[node.op].kind not in ("map", "zip"):
         return None
-    varying = [i for i, x in enumerate(node.inputs)
-               if x.op != "expand" or aligned(x.inputs[0].shape, x.ndim)[axis] != 1]
+    varying = [
+        i for i, x in enumerate(node.inputs) if x.op != "expand" or aligned(x.inputs[0].shape, x.ndim)[axis] != 1
+    ]
     return varying[0] if len(varying) == 1 else None
 
 
 # -- values that the forward pass has already -------------------------------------------------------------------------
+
 
 def _relu_masks(graph: Graph) -> Graph:
     """x > 0 -> relu(x) > 0 where relu(x) is in the graph."""
@@ -244,11 +257,13 @@ def _relu_masks(graph: Graph) -> Graph:
         if node.op == "relu":
             relus[inputs[0]] = node
         positive = (node.op == "gt" and inputs[0] in relus and constant_value(inputs[1]) == 0) or (
-            node.op == "lt" and inputs[1] in relus and constant_value(inputs[0]) == 0)
+            node.op == "lt" and inputs[1] in relus and constant_value(inputs[0]) == 0
+        )
         if not positive:
             return None
         pair = [relus.get(x, x) for x in inputs]
         return build.add(node.op, pair)
+
     return rewrite(graph, rule)
 
 

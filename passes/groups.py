@@ -78,6 +78,7 @@ def single(root: Root) -> Group:
 
 def renamed(root: Root, mapping: dict[Axis, Index]) -> Root:
     """`root` with axes replaced; an axis that becomes an expression of several axes gives way to those."""
+
     def axes(old: tuple[Axis, ...]) -> tuple[Axis, ...]:
         out: dict[Axis, None] = {}
         for axis in old:
@@ -87,8 +88,13 @@ def renamed(root: Root, mapping: dict[Axis, Index]) -> Root:
                 out[axis] = None
         return tuple(out)
 
-    return replace(root, axes=axes(root.axes), reduce_axes=axes(root.reduce_axes), value=root.value.substitute(mapping),
-                   index=tuple(part.substitute(mapping) for part in root.index))
+    return replace(
+        root,
+        axes=axes(root.axes),
+        reduce_axes=axes(root.reduce_axes),
+        value=root.value.substitute(mapping),
+        index=tuple(part.substitute(mapping) for part in root.index),
+    )
 
 
 def _cross_loads(a: Group, b: Group) -> list[tuple[Root, Load]]:
@@ -138,8 +144,12 @@ def _match(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> dict[Axis,
                 x, y = mine.axis, its.axis
                 if x is None or x.extent == 1 or (x in a.space) != space_turn:
                     continue
-                fits = y is not None and y.extent == x.extent and rename.get(y, x) == x and all(
-                    other == y for other, target in rename.items() if target == x)
+                fits = (
+                    y is not None
+                    and y.extent == x.extent
+                    and rename.get(y, x) == x
+                    and all(other == y for other, target in rename.items() if target == x)
+                )
                 if fits and y is not None:
                     rename[y] = x
                 elif space_turn:
@@ -170,7 +180,7 @@ def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
 
 def old_name(buffer: str) -> str | None:
     """The state buffer whose new value `buffer` is, if it is one."""
-    return buffer[:-len(NEW)] if buffer.endswith(NEW) else None
+    return buffer[: -len(NEW)] if buffer.endswith(NEW) else None
 
 
 def _in_order(roots: Iterable[Root]) -> tuple[Root, ...]:
@@ -181,7 +191,9 @@ def _in_order(roots: Iterable[Root]) -> tuple[Root, ...]:
     for root in left:
         old = old_name(root.buffer)
         if old is not None:
-            before[root.buffer] |= {other.buffer for other in left if other is not root and old in {load.buffer for load in loads(other)}}
+            before[root.buffer] |= {
+                other.buffer for other in left if other is not root and old in {load.buffer for load in loads(other)}
+            }
     done: dict[str, Root] = {}
     while left:
         ready = [root for root in left if before[root.buffer] <= done.keys()]
@@ -197,7 +209,9 @@ def _check_axes(who: str, roots: Sequence[Root], lost: set[Axis]) -> None:
     wide = {axis for axis in lost if axis.extent != 1}
     for root in roots:
         if wide & set(root.axes) and root.kind != "map":
-            raise Refused(f"the {who}'s {root.node.op} has an accumulator for each {'/'.join(sorted(a.name for a in wide))}")
+            raise Refused(
+                f"the {who}'s {root.node.op} has an accumulator for each {'/'.join(sorted(a.name for a in wide))}"
+            )
 
 
 def _check_contract(joined: Group, a: Group, b: Group) -> None:
@@ -207,7 +221,9 @@ def _check_contract(joined: Group, a: Group, b: Group) -> None:
         raise Refused("a contraction's tile needs all of its axes in parallel")
     for root in joined.roots:
         if root.kind != "contract":
-            if root.kind != "map" or {x for x in root.axes if x.extent != 1} != {x for x in joined.space if x.extent != 1}:
+            if root.kind != "map" or {x for x in root.axes if x.extent != 1} != {
+                x for x in joined.space if x.extent != 1
+            }:
                 raise Refused(f"{root.node.op} does not have exactly the contraction's output points")
     if {load.buffer for load in loads(anchor)} & joined.writes:
         raise Refused("a contraction reads its operands across the tile that would make them")
@@ -215,12 +231,16 @@ def _check_contract(joined: Group, a: Group, b: Group) -> None:
 
 # -- the same elements under another shape: bring B onto A's axes ----------------------------------------------------------
 
+
 def _rebase(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> Group | None:
     """B over A's axes, when B is all maps over one full space that a reshape (or a permute) makes of A's points."""
     if any(root.kind != "map" or set(root.axes) != set(b.space) for root in b.roots) or not reads:
         return None
-    if all(part.axis is not None or mine.axis is None or mine.axis.extent == 1
-           for root, load in reads for mine, part in zip(root.index, load.index, strict=True)):
+    if all(
+        part.axis is not None or mine.axis is None or mine.axis.extent == 1
+        for root, load in reads
+        for mine, part in zip(root.index, load.index, strict=True)
+    ):
         return None
     root, load = reads[0]
     if root.kind not in ("map", "contract", "reduce") or set(root.axes) != set(a.space):
@@ -228,10 +248,16 @@ def _rebase(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> Group | N
     inverse = invert(load.index, root.node.shape, b.space, tuple(root.index))
     if inverse is None:
         return None
-    return Group(tuple(renamed(other, inverse) for other in b.roots), tuple(axis for axis in root.axes if axis.extent != 1), "nest")
+    return Group(
+        tuple(renamed(other, inverse) for other in b.roots),
+        tuple(axis for axis in root.axes if axis.extent != 1),
+        "nest",
+    )
 
 
-def invert(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]) -> dict[Axis, Index] | None:
+def invert(
+    index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]
+) -> dict[Axis, Index] | None:
     """Axes as expressions of `target`, if `index` (coordinates in `shape`, over `axes`) runs over each element exactly once.
 
     Works for C-order reshapes and for coordinates that are mixed-radix numbers of the axes.
@@ -245,7 +271,9 @@ def invert(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...
     return _invert_radix(index, shape, wide, target)
 
 
-def _invert_radix(index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]) -> dict[Axis, Index] | None:
+def _invert_radix(
+    index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]
+) -> dict[Axis, Index] | None:
     found: dict[Axis, Index] = {}
     for part, extent, place in zip(index, shape, target, strict=True):
         if not part.is_affine or part.constant:

@@ -30,10 +30,15 @@ def index_checks(graph: Graph, names: dict[Node, str]) -> tuple[tuple[Guard, ...
             source = source.inputs[0]
         if source.op == "input" and source.dtype.kind in "iu":
             guards.append(Guard(names[source], p["low"], p["high"], p["allow"], p["what"], str(node.location)))
-        elif all(n.op == "input" or (PRIMITIVES[n.op].kind in _LIGHT and n.op != "random_bits") for n in topological_order([node])):
+        elif all(
+            n.op == "input" or (PRIMITIVES[n.op].kind in _LIGHT and n.op != "random_bits")
+            for n in topological_order([node])
+        ):
             small, inputs = _without_checks(node, names)
             if inputs:
-                checks.append(Check(print_graph(small), inputs, p["low"], p["high"], p["allow"], p["what"], str(node.location)))
+                checks.append(
+                    Check(print_graph(small), inputs, p["low"], p["high"], p["allow"], p["what"], str(node.location))
+                )
             else:
                 _check_constant(small, node)
     return tuple(guards), tuple(checks)
@@ -60,4 +65,6 @@ def _check_constant(graph: Graph, node: Node) -> None:
     if p["allow"] is not None:
         bad &= values != p["allow"]
     if bad.any():
-        raise IndexRangeError(f"{p['what']} {int(values[bad][0])} is outside of [{p['low']}, {p['high']})\n  at {node.location}")
+        raise IndexRangeError(
+            f"{p['what']} {int(values[bad][0])} is outside of [{p['low']}, {p['high']})\n  at {node.location}"
+        )

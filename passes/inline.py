@@ -89,12 +89,16 @@ def _permute(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Ex
 def _expand(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     (x,) = node.inputs
     lead = len(index) - len(x.shape)
-    return inliner.value(x, tuple(Index() if n == 1 else part for part, n in zip(index[lead:], x.shape, strict=True)), mask)
+    return inliner.value(
+        x, tuple(Index() if n == 1 else part for part, n in zip(index[lead:], x.shape, strict=True)), mask
+    )
 
 
 def _slice(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     start, step = node.params["start"], node.params["step"]
-    return inliner.value(node.inputs[0], tuple(part * k + at for part, at, k in zip(index, start, step, strict=True)), mask)
+    return inliner.value(
+        node.inputs[0], tuple(part * k + at for part, at, k in zip(index, start, step, strict=True)), mask
+    )
 
 
 def masked(value: Expr, mask: Mask, fill: Any) -> Expr:
@@ -111,8 +115,11 @@ def _pad(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     source = tuple(part - low for part, low in zip(index, node.params["low"], strict=True))
     conditions: list[Condition] = [Bound(part, 0, n) for part, n in zip(source, x.shape, strict=True)]
     added = scalar.simplify_mask(tuple(conditions))
-    if any(condition.index.bounds[1] < 0 or condition.index.bounds[0] >= condition.high
-           for condition in added if isinstance(condition, Bound)):
+    if any(
+        condition.index.bounds[1] < 0 or condition.index.bounds[0] >= condition.high
+        for condition in added
+        if isinstance(condition, Bound)
+    ):
         return scalar.const(node.params["value"], node.dtype)
     return masked(inliner.value(x, source, scalar.simplify_mask(mask + added)), added, node.params["value"])
 
@@ -124,7 +131,7 @@ def _concat(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Exp
     for x in node.inputs:
         extent = x.shape[axis]
         if extent and high >= at and low < at + extent:
-            source = (*index[:axis], index[axis] - at, *index[axis + 1:])
+            source = (*index[:axis], index[axis] - at, *index[axis + 1 :])
             here = scalar.simplify_mask((Bound(index[axis], at, at + extent),))
             value = inliner.value(x, source, scalar.simplify_mask(mask + here))
             result = value if result is None else scalar.op("where", scalar.inside(here), value, result)
@@ -134,7 +141,7 @@ def _concat(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Exp
 
 def _window(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     axis, stride, dilation = node.params["axis"], node.params["stride"], node.params["dilation"]
-    source = (*index[:axis], index[axis] * stride + index[-1] * dilation, *index[axis + 1:-1])
+    source = (*index[:axis], index[axis] * stride + index[-1] * dilation, *index[axis + 1 : -1])
     return inliner.value(node.inputs[0], source, mask)
 
 
@@ -148,7 +155,7 @@ def _fold(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     axis, stride = node.params["axis"], node.params["stride"]
     window, place = index[axis] // stride, index[axis] % stride
     here = scalar.simplify_mask((Bound(window, 0, x.shape[axis]), Bound(place, 0, x.shape[-1])))
-    source = (*index[:axis], window, *index[axis + 1:], place)
+    source = (*index[:axis], window, *index[axis + 1 :], place)
     return masked(inliner.value(x, source, scalar.simplify_mask(mask + here)), here, 0)
 
 
@@ -156,8 +163,8 @@ def _take(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     x, position = node.inputs
     axis = node.params["axis"]
     rank = len(position.shape)
-    chosen = inliner.value(position, index[axis:axis + rank], mask)
-    source = (*index[:axis], indirect(chosen, x.shape[axis]), *index[axis + rank:])
+    chosen = inliner.value(position, index[axis : axis + rank], mask)
+    source = (*index[:axis], indirect(chosen, x.shape[axis]), *index[axis + rank :])
     return inliner.value(x, source, mask)
 
 
@@ -165,7 +172,7 @@ def _take_along(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) ->
     x, position = node.inputs
     axis = node.params["axis"]
     chosen = inliner.value(position, index, mask)
-    return inliner.value(x, (*index[:axis], indirect(chosen, x.shape[axis]), *index[axis + 1:]), mask)
+    return inliner.value(x, (*index[:axis], indirect(chosen, x.shape[axis]), *index[axis + 1 :]), mask)
 
 
 def indirect(value: Expr, extent: int) -> Index:
@@ -178,7 +185,18 @@ def indirect(value: Expr, extent: int) -> Index:
 
 
 _RULES = {
-    "constant": _constant, "iota": _iota, "random_bits": _random, "check_index": _check_index, "reshape": _reshape, "permute": _permute,
-    "expand": _expand, "slice": _slice, "pad": _pad, "concat": _concat, "window": _window, "fold": _fold, "take": _take,
+    "constant": _constant,
+    "iota": _iota,
+    "random_bits": _random,
+    "check_index": _check_index,
+    "reshape": _reshape,
+    "permute": _permute,
+    "expand": _expand,
+    "slice": _slice,
+    "pad": _pad,
+    "concat": _concat,
+    "window": _window,
+    "fold": _fold,
+    "take": _take,
     "take_along": _take_along,
 }

@@ -57,7 +57,9 @@ def make_roots(state: FusionState) -> None:
     for node in chosen:
         if node in targets:
             state.names[node] = state.names[targets[node]] + NEW
-            state.buffers[state.names[node]] = replace(state.buffers[state.names[targets[node]]], name=state.names[node], role="state")
+            state.buffers[state.names[node]] = replace(
+                state.buffers[state.names[targets[node]]], name=state.names[node], role="state"
+            )
         else:
             state.names[node] = _add_buffer(state, node.op, node.shape, node, "output" if node in outputs else "temp")
     maker = RootMaker(Inliner(state.names))
@@ -130,8 +132,11 @@ def _reads_at_its_own_place(state: FusionState, roots: set[Node], old: Node, new
     made = [maker.make(new, "new")]
     if PRIMITIVES[new.op].kind == "scatter" and new.inputs[0] is not old:
         made.append(_base_root(maker, new, "new"))
-    return all(load.buffer != names[old] or (root.kind in ("map", "reduce") and load.index == root.index)
-               for root in made for load in loads(root))
+    return all(
+        load.buffer != names[old] or (root.kind in ("map", "reduce") and load.index == root.index)
+        for root in made
+        for load in loads(root)
+    )
 
 
 def _scatter_base(state: FusionState, maker: RootMaker, node: Node) -> None:
@@ -157,7 +162,9 @@ def _copies(state: FusionState, maker: RootMaker, targets: dict[Node, Node]) -> 
             continue
         source = state.names[made]
         if state.buffers[source].role in ("state", "input"):  # its memory may be overwritten too: keep its value first
-            source = _copy(state, maker, state.roots, made, source, _add_buffer(state, f"{source}_kept", made.shape, made, "temp"))
+            source = _copy(
+                state, maker, state.roots, made, source, _add_buffer(state, f"{source}_kept", made.shape, made, "temp")
+            )
         target = state.names[old] + NEW
         state.buffers[target] = replace(state.buffers[state.names[old]], name=target)
         late.append(_copy_root(state, maker, made, source, target))
@@ -166,7 +173,9 @@ def _copies(state: FusionState, maker: RootMaker, targets: dict[Node, Node]) -> 
         made = storage(node)
         name = state.names[made]
         if state.buffers[name].role != "output":
-            name = _copy(state, maker, state.roots, made, name, _add_buffer(state, f"{name}_out", made.shape, made, "output"))
+            name = _copy(
+                state, maker, state.roots, made, name, _add_buffer(state, f"{name}_out", made.shape, made, "output")
+            )
         state.outputs.append(name)
     state.roots += late
 

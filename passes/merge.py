@@ -144,8 +144,10 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
         for name in known[number][0]:
             readers.setdefault(name, set()).add(number)
         push(number)
-    state.report.refusals = sorted((r for (a, b), r in refused.items() if a in groups.groups and b in groups.groups),
-                                   key=lambda r: (-r.nbytes, r.producer, r.consumer))
+    state.report.refusals = sorted(
+        (r for (a, b), r in refused.items() if a in groups.groups and b in groups.groups),
+        key=lambda r: (-r.nbytes, r.producer, r.consumer),
+    )
     return groups
 
 
@@ -162,7 +164,9 @@ def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
 
 def _check_in_place(state: FusionState, group: Group) -> None:
     """What a group overwrites, it may read only at the element that it is writing."""
-    written = {old_name(root.buffer) or root.buffer: root for root in group.roots if state.buffers[root.buffer].role == "state"}
+    written = {
+        old_name(root.buffer) or root.buffer: root for root in group.roots if state.buffers[root.buffer].role == "state"
+    }
     for root in group.roots:
         for load in loads(root):
             writer = written.get(load.buffer)
@@ -170,8 +174,13 @@ def _check_in_place(state: FusionState, group: Group) -> None:
                 raise Refused(f"{load.buffer} would be overwritten while other points still read it")
 
 
-def _candidates(state: FusionState, groups: KernelGraph, known: dict[int, tuple[frozenset[str], frozenset[str]]],
-                readers: dict[str, set[int]], number: int) -> Iterator[tuple[int, int, str, int]]:
+def _candidates(
+    state: FusionState,
+    groups: KernelGraph,
+    known: dict[int, tuple[frozenset[str], frozenset[str]]],
+    readers: dict[str, set[int]],
+    number: int,
+) -> Iterator[tuple[int, int, str, int]]:
     """Pairs with `number` that could merge, with the bytes that a merge saves."""
     reads, writes = known[number]
     alive = groups.groups
@@ -186,7 +195,9 @@ def _candidates(state: FusionState, groups: KernelGraph, known: dict[int, tuple[
     if alive[number].kind == "nest":
         beside = {other for name in reads for other in readers.get(name, ()) if other in alive and other != number}
         if not alive[number].space:
-            beside |= {other for other, group in alive.items() if other != number and group.kind == "nest" and not group.space}
+            beside |= {
+                other for other, group in alive.items() if other != number and group.kind == "nest" and not group.space
+            }
         for other in beside:
             a, b = (number, other) if groups.first[number] < groups.first[other] else (other, number)
             if alive[other].kind == "nest" and b not in groups.successors[a]:

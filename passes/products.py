@@ -123,6 +123,7 @@ def _known_products(graph: Graph) -> Graph:
                     return build.add("mul", (build.add("sub", (a, build.expand(s, node.shape))), product))
         known.setdefault(frozenset(inputs), node)
         return None
+
     return rewrite(graph, rule)
 
 

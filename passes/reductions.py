@@ -1,7 +1,7 @@
 """Sums and products of matrices: fewer, and over fewer elements. Not bit-exact: sums are regrouped.
 
-    sum(expand(x)) -> sum(x) * count     sum(sum(x)) -> sum(x)               sum(permute(x)) -> sum(x)
-    x[m,1] @ y[1,n] -> x * y             transpose(x @ y) -> transpose(y) @ transpose(x)
+sum(expand(x)) -> sum(x) * count     sum(sum(x)) -> sum(x)               sum(permute(x)) -> sum(x)
+x[m,1] @ y[1,n] -> x * y             transpose(x @ y) -> transpose(y) @ transpose(x)
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, indirect_
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
 
 MAX_INLINED_OPS = 60  # a body larger than this spills registers: 16 vector registers on AVX2
-RECOMPUTE_OPS = 6  # cheap operations that are rather done twice than loaded (one load and store of a vector cost about as much)
+RECOMPUTE_OPS = (
+    6  # cheap operations that are rather done twice than loaded (one load and store of a vector cost about as much)
+)
 _EXPENSIVE = {"div": 4, "transcendental": 16}
 
 
@@ -75,7 +77,11 @@ def choose_roots(graph: Graph) -> list[Node]:
     for node in graph.nodes:
         if node.op != "input" and PRIMITIVES[node.op].kind == "contract":
             roots |= {made for operand in node.inputs for made in _operand_roots(operand)}
-        elif node.op in ("take", "take_along") and base(node.inputs[0]).op != "input" and not _is_source(base(node.inputs[0])):
+        elif (
+            node.op in ("take", "take_along")
+            and base(node.inputs[0]).op != "input"
+            and not _is_source(base(node.inputs[0]))
+        ):
             roots.add(base(node.inputs[0]))
         elif node.op == "expand":
             roots |= set(_repeated(node))
@@ -155,8 +161,14 @@ class RootMaker:
 
     def make(self, node: Node, buffer: str) -> Root:
         """The loop that computes `node` into `buffer`."""
-        rules = {"matmul": self._matmul, "conv": self._conv, "conv_input_grad": self._conv_input_grad,
-                 "conv_weight_grad": self._conv_weight_grad, "put_add": self._put_add, "put_along_add": self._put_along_add}
+        rules = {
+            "matmul": self._matmul,
+            "conv": self._conv,
+            "conv_input_grad": self._conv_input_grad,
+            "conv_weight_grad": self._conv_weight_grad,
+            "put_add": self._put_add,
+            "put_along_add": self._put_along_add,
+        }
         if node.op in rules:
             return rules[node.op](node, buffer)
         if node.op == "fold" and not disjoint_fold(node):
@@ -183,7 +195,7 @@ class RootMaker:
         offset = index[axis] - Index.of(tap) * dilation
         window = offset // stride
         mask = scalar.simplify_mask((Divides(offset, stride), Bound(window, 0, x.shape[axis])))
-        value = self.inliner.value(x, (*index[:axis], window, *index[axis + 1:], Index.of(tap)), mask)
+        value = self.inliner.value(x, (*index[:axis], window, *index[axis + 1 :], Index.of(tap)), mask)
         if not (value.op == "load" and set(mask) <= set(value.attribute.mask)) and mask:
             value = scalar.op("where", scalar.inside(mask), value, scalar.const(0, node.dtype))
         return Root(node, buffer, "reduce", axes, (tap,), value, index, "sum")
@@ -196,7 +208,9 @@ class RootMaker:
         left = self.inliner.value(a, (*lead, Index.of(m), Index.of(k)))
         right = self.inliner.value(b, (*lead, Index.of(k), Index.of(n)))
         axes = (*batch, m, n)
-        return Root(node, buffer, "contract", axes, (k,), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum")
+        return Root(
+            node, buffer, "contract", axes, (k,), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum"
+        )
 
     def _conv(self, node: Node, buffer: str) -> Root:
         x, w = node.inputs
@@ -210,7 +224,9 @@ class RootMaker:
         left = self.inliner.value(x, (Index.of(n), channel, rows, columns), mask)
         right = self.inliner.value(w, tuple(map(Index.of, (o, c, i, j))))
         axes = (n, o, y, z)
-        return Root(node, buffer, "contract", axes, (c, i, j), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum")
+        return Root(
+            node, buffer, "contract", axes, (c, i, j), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum"
+        )
 
     def _conv_input_grad(self, node: Node, buffer: str) -> Root:
         ct, w = node.inputs
@@ -230,7 +246,9 @@ class RootMaker:
         left = self.inliner.value(ct, (Index.of(n), maps, *places), mask)
         right = self.inliner.value(w, (maps, Index.of(c) % w.shape[1], Index.of(i), Index.of(j)))
         axes = (n, c, y, z)
-        return Root(node, buffer, "contract", axes, (o, i, j), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum")
+        return Root(
+            node, buffer, "contract", axes, (o, i, j), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum"
+        )
 
     def _conv_weight_grad(self, node: Node, buffer: str) -> Root:
         x, ct = node.inputs
@@ -244,15 +262,17 @@ class RootMaker:
         left = self.inliner.value(x, (Index.of(n), channel, rows, columns), mask)
         right = self.inliner.value(ct, tuple(map(Index.of, (n, o, y, z))))
         axes = (o, c, i, j)
-        return Root(node, buffer, "contract", axes, (n, y, z), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum")
+        return Root(
+            node, buffer, "contract", axes, (n, y, z), scalar.op("mul", left, right), tuple(map(Index.of, axes)), "sum"
+        )
 
     def _put_add(self, node: Node, buffer: str) -> Root:
         base_, position, updates = node.inputs
         axis, rank = node.params["axis"], len(position.shape)
         axes = self.axes(updates.shape, "u")
         index = tuple(map(Index.of, axes))
-        row = indirect(self.inliner.value(position, index[axis:axis + rank]), base_.shape[axis])
-        target = (*index[:axis], row, *index[axis + rank:])
+        row = indirect(self.inliner.value(position, index[axis : axis + rank]), base_.shape[axis])
+        target = (*index[:axis], row, *index[axis + rank :])
         return Root(node, buffer, "scatter", axes, (), self.inliner.value(updates, index), target)
 
     def _put_along_add(self, node: Node, buffer: str) -> Root:
@@ -261,4 +281,12 @@ class RootMaker:
         axes = self.axes(updates.shape, "u")
         index = tuple(map(Index.of, axes))
         row = indirect(self.inliner.value(position, index), base_.shape[axis])
-        return Root(node, buffer, "scatter", axes, (), self.inliner.value(updates, index), (*index[:axis], row, *index[axis + 1:]))
+        return Root(
+            node,
+            buffer,
+            "scatter",
+            axes,
+            (),
+            self.inliner.value(updates, index),
+            (*index[:axis], row, *index[axis + 1 :]),
+        )

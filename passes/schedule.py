@@ -39,7 +39,9 @@ def inner_axes(root: Root, space: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return tuple(axis for axis in root.axes if axis not in space and axis.extent != 1)
 
 
-def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[object, ...]) -> tuple[Loop, list[Buffer]]:
+def make_loop(
+    group: Group, name: str, exported: frozenset[str], nodes: tuple[object, ...]
+) -> tuple[Loop, list[Buffer]]:
     """The Loop of `group`, and its local buffers. `exported`: buffers that something outside of the group reads."""
     if group.kind == "scatter":
         (root,) = group.roots
@@ -58,19 +60,26 @@ def make_loop(group: Group, name: str, exported: frozenset[str], nodes: tuple[ob
 
 def _in_memory(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """With the new value of a state at its place in memory: the state itself."""
+
     def place(load: Expr) -> Expr:
         old = old_name(load.attribute.buffer)
         return load if old is None else scalar.load(old, load.attribute.index, load.dtype, load.attribute.mask)
 
     def placed(index: Index) -> Index:
         values = indirect_values(index)
-        return index.replace_values(dict(zip(values, scalar.replace_loads(values, place), strict=True))) if values else index
+        return (
+            index.replace_values(dict(zip(values, scalar.replace_loads(values, place), strict=True)))
+            if values
+            else index
+        )
 
     def moved(stage: Stage) -> Stage:
         values = scalar.replace_loads(stage.expressions(), place)
         reduces = tuple(replace(r, value=v) for r, v in zip(stage.reduces, values, strict=False))
-        stores = tuple(replace(s, buffer=old_name(s.buffer) or s.buffer, index=tuple(map(placed, s.index)), value=v)
-                       for s, v in zip(stage.stores, values[len(stage.reduces):], strict=True))
+        stores = tuple(
+            replace(s, buffer=old_name(s.buffer) or s.buffer, index=tuple(map(placed, s.index)), value=v)
+            for s, v in zip(stage.stores, values[len(stage.reduces) :], strict=True)
+        )
         return replace(stage, reduces=reduces, stores=stores)
 
     return tuple(moved(stage) for stage in stages)
@@ -100,7 +109,12 @@ def _stage_key(plan: _Plan, root: Root, depth: int, later: list[Root]) -> tuple[
     """The stage of `root` at `depth`: a known one with axes of the same extents, and how to rename axes to its; or a new one."""
     space = plan.group.space
     inner, reduced = inner_axes(root, space), root.reduce_axes if root.kind == "contract" else _reduced(root)
-    key: tuple[object, ...] = (depth, root.kind != "map", tuple(a.extent for a in inner), tuple(a.extent for a in reduced))
+    key: tuple[object, ...] = (
+        depth,
+        root.kind != "map",
+        tuple(a.extent for a in inner),
+        tuple(a.extent for a in reduced),
+    )
     mapping: dict[Axis, Index] = {}
     for other, its in plan.key.items():
         if its == key and root.kind != "contract":
@@ -115,8 +129,11 @@ def _stage_key(plan: _Plan, root: Root, depth: int, later: list[Root]) -> tuple[
 def _beside_its_producer(plan: _Plan, root: Root, depth: int, key: tuple[object, ...]) -> bool:
     """Whether something that `root` reads from memory is made at the same depth, but in another stage: the order would be left open."""
     made = {load.buffer for load in loads(root)} & plan.roots.keys()
-    return any(plan.depth[name] == depth and plan.key[name] != key and inner_axes(plan.roots[name], plan.group.space)
-               for name in made if plan.roots[name].kind == "map")
+    return any(
+        plan.depth[name] == depth and plan.key[name] != key and inner_axes(plan.roots[name], plan.group.space)
+        for name in made
+        if plan.roots[name].kind == "map"
+    )
 
 
 def _meet(mapping: dict[Axis, Index], root: Root) -> bool:
@@ -134,7 +151,9 @@ def _apart(plan: _Plan, producer: Root, consumer: Root, load: Load) -> bool:
         return False
     if load.index != producer.index:
         return True
-    return consumer.kind == "map" and [a.extent for a in inner_axes(consumer, plan.group.space)] != [a.extent for a in inner]
+    return consumer.kind == "map" and [a.extent for a in inner_axes(consumer, plan.group.space)] != [
+        a.extent for a in inner
+    ]
 
 
 def _reduced(root: Root) -> tuple[Axis, ...]:
@@ -147,15 +166,23 @@ def _stages(plan: _Plan) -> tuple[Stage, ...]:
     for key in sorted(set(plan.key.values()), key=lambda k: (k[0], k[1], str(k[2:]))):
         roots = [root for name, root in plan.roots.items() if plan.key[name] == key]
         if key[1]:
-            reduces = tuple(Reduce(_acc_name(root), root.reduce_op, _resolve(plan, root), root.node.dtype) for root in roots)
+            reduces = tuple(
+                Reduce(_acc_name(root), root.reduce_op, _resolve(plan, root), root.node.dtype) for root in roots
+            )
             reduced = roots[0].reduce_axes if roots[0].kind == "contract" else _reduced(roots[0])
             stages.append(Stage(reduce_axes=reduced, reduces=reduces))
-            stores = tuple(Store(root.buffer, root.index, scalar.acc(_acc_name(root), root.node.dtype))
-                           for root in roots if root.buffer in plan.exported)
+            stores = tuple(
+                Store(root.buffer, root.index, scalar.acc(_acc_name(root), root.node.dtype))
+                for root in roots
+                if root.buffer in plan.exported
+            )
             if stores:
                 stages.append(Stage(stores=stores))
-        elif stores := tuple(_store(plan, root, _resolve(plan, root)) for root in roots
-                             if root.buffer in plan.exported or root.buffer in plan.locals):
+        elif stores := tuple(
+            _store(plan, root, _resolve(plan, root))
+            for root in roots
+            if root.buffer in plan.exported or root.buffer in plan.locals
+        ):
             stages.append(Stage(axes=inner_axes(roots[0], plan.group.space), stores=stores))
     _check_overwritten(stages)
     return _tidied(stages)
@@ -189,8 +216,13 @@ def _tidied(stages: list[Stage]) -> tuple[Stage, ...]:
     out: list[Stage] = []
     for stage in stages:
         last = out[-1] if out else stage
-        if out and not last.reduces and not stage.reduces and last.axes == stage.axes == () \
-                and not {store.buffer for store in last.stores} & {load.buffer for load in _loads_of(stage)}:
+        if (
+            out
+            and not last.reduces
+            and not stage.reduces
+            and last.axes == stage.axes == ()
+            and not {store.buffer for store in last.stores} & {load.buffer for load in _loads_of(stage)}
+        ):
             out[-1] = Stage((), (), (), last.stores + stage.stores)
         else:
             out.append(stage)
@@ -210,7 +242,9 @@ def _store(plan: _Plan, root: Root, value: Expr) -> Store:
 def _local(plan: _Plan, root: Root) -> Buffer:
     if root.buffer not in plan.locals:
         kept = _local_index(plan, root, tuple(map(Index, root.node.shape)))
-        plan.locals[root.buffer] = Buffer(f"{root.buffer}_row", tuple(extent.constant for extent in kept), root.node.dtype, "local")
+        plan.locals[root.buffer] = Buffer(
+            f"{root.buffer}_row", tuple(extent.constant for extent in kept), root.node.dtype, "local"
+        )
     return plan.locals[root.buffer]
 
 
@@ -231,7 +265,9 @@ def _same_register(plan: _Plan, producer: Root, consumer: Root, load: Load) -> b
 def _cheap(plan: _Plan, root: Root) -> bool:
     """Whether computing a value again beats keeping it; never when it reads what the group overwrites."""
     nodes = walk([root.value])
-    cost = sum(_COST.get(PRIMITIVES[n.op].cost, 1) if n.op in PRIMITIVES else 16 if n.op == "philox" else 0 for n in nodes)
+    cost = sum(
+        _COST.get(PRIMITIVES[n.op].cost, 1) if n.op in PRIMITIVES else 16 if n.op == "philox" else 0 for n in nodes
+    )
     inputs = {n.attribute.buffer for n in nodes if n.op == "load"}
     overwritten = {old for name in plan.group.writes if (old := old_name(name)) is not None}
     return cost <= _DEAR and not overwritten & inputs and len(inputs) <= 3
@@ -247,6 +283,7 @@ def _resolve(plan: _Plan, root: Root) -> Expr:
 
 def _resolve_for(plan: _Plan, root: Root, consumer: Root) -> Expr:
     """`root`'s value as `consumer`'s stage computes it."""
+
     def replaced(load: Expr) -> Expr:
         name = load.attribute.buffer
         return _in_group(plan, load, plan.roots[name], consumer) if name in plan.roots and name != root.buffer else load

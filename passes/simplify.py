@@ -1,7 +1,7 @@
 """Simplify: local rules that keep every bit of the result, a file for each kind.
 
-    simplify_algebra   maps and zips          simplify_views    views of views
-    simplify_expand    repetition last        simplify_reduce   reductions of little or nothing
+simplify_algebra   maps and zips          simplify_views    views of views
+simplify_expand    repetition last        simplify_reduce   reductions of little or nothing
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Repetition last: what is computed from repeated values is computed once, and its result repeated.
 
-    f(expand(x)) -> expand(f(x))     expand(x) + expand(y) -> expand(x + y)     reshape(expand(x)) -> expand(reshape(x))
+f(expand(x)) -> expand(f(x))     expand(x) + expand(y) -> expand(x + y)     reshape(expand(x)) -> expand(reshape(x))
 """
 
 from __future__ import annotations

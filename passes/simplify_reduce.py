@@ -51,8 +51,12 @@ def of_reshape(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     if view.op != "reshape" or without_ones(view.inputs[0].shape) != without_ones(view.shape):
         return None
     (x,) = view.inputs
-    number = dict(zip((axis for axis, extent in enumerate(view.shape) if extent != 1),
-                      (axis for axis, extent in enumerate(x.shape) if extent != 1)))
+    number = dict(
+        zip(
+            (axis for axis, extent in enumerate(view.shape) if extent != 1),
+            (axis for axis, extent in enumerate(x.shape) if extent != 1),
+        )
+    )
     axes = [number[axis] for axis in node.params["axes"] if axis in number]
     return build.reshape(build.reduce(node.op, x, axes), node.shape) if axes else None
 

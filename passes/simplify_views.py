@@ -88,8 +88,10 @@ def slice_of_view(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     (x,) = view.inputs
     real = iter([axis for axis, extent in enumerate(view.shape) if extent != 1])
     chosen = [next(real) if extent != 1 else None for extent in x.shape]
-    ranges = [tuple(rest if axis is None else values[axis] for axis in chosen)
-              for values, rest in ((start, 0), (size, 1), (step, 1))]
+    ranges = [
+        tuple(rest if axis is None else values[axis] for axis in chosen)
+        for values, rest in ((start, 0), (size, 1), (step, 1))
+    ]
     return build.reshape(build.slice(x, *ranges), node.shape)
 
 

@@ -47,6 +47,7 @@ def scaled_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
 
     def scaled(updates: Node) -> Node:
         return build.add("mul", (updates, build.expand(parts[1], updates.shape)))
+
     return _again(build, chain, chain[0].inputs[0], scaled)
 
 

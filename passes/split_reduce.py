@@ -55,16 +55,16 @@ def in_two_steps(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
 def _joined(build: RewriteBuilder, x: Node, axes: tuple[int, ...]) -> tuple[Node, tuple[int, ...]]:
     """`x` with its first reduced axis long enough to be cut: the reduced axes after it are joined to it as needed."""
     first, last = axes[0], axes[0]
-    while math.prod(x.shape[first:last + 1]) < FEWEST_CHUNKS and last + 1 in axes:
+    while math.prod(x.shape[first : last + 1]) < FEWEST_CHUNKS and last + 1 in axes:
         last += 1
-    shape = (*x.shape[:first], math.prod(x.shape[first:last + 1]), *x.shape[last + 1:])
+    shape = (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
     gone = last - first
     return build.reshape(x, shape), (first, *(axis - gone for axis in axes if axis > last))
 
 
 def _split(build: RewriteBuilder, op: str, x: Node, axes: tuple[int, ...], chunks: int) -> Node:
     first = axes[0]
-    cut = build.reshape(x, (*x.shape[:first], chunks, x.shape[first] // chunks, *x.shape[first + 1:]))
+    cut = build.reshape(x, (*x.shape[:first], chunks, x.shape[first] // chunks, *x.shape[first + 1 :]))
     partial = build.reduce(op, cut, (axis + 1 for axis in axes))
     return build.reduce(op, partial, (first,))
 

@@ -74,12 +74,17 @@ class GraphMaker:
         if x.size == int(np.prod(shape)) and self.chance(0.6):
             return self.add("reshape", [x], shape=shape)
         while x.ndim > len(shape):
-            x = self.add(self.pick(["sum", "max"]) if x.shape[0] else "sum", [x], axes=(0,)) if self.chance(0.5) or x.shape[0] == 0 else \
-                self.add("reshape", [self._cut(x, (1, *x.shape[1:]))], shape=x.shape[1:])
+            x = (
+                self.add(self.pick(["sum", "max"]) if x.shape[0] else "sum", [x], axes=(0,))
+                if self.chance(0.5) or x.shape[0] == 0
+                else self.add("reshape", [self._cut(x, (1, *x.shape[1:]))], shape=x.shape[1:])
+            )
         if x.ndim < len(shape) and self.chance(0.5):
             x = self.add("reshape", [x], shape=(1,) * (len(shape) - x.ndim) + x.shape)
         lead = len(shape) - x.ndim
-        target = tuple(1 if (n == 1 and self.chance(0.7)) else want for n, want in zip(x.shape, shape[lead:], strict=True))
+        target = tuple(
+            1 if (n == 1 and self.chance(0.7)) else want for n, want in zip(x.shape, shape[lead:], strict=True)
+        )
         x = self._cut(x, target)
         return x if x.shape == shape else self.add("expand", [x], shape=shape)
 
@@ -143,7 +148,10 @@ class GraphMaker:
     def condition(self, shape: Shape) -> Node:
         kind = self.rng.random()
         if kind < 0.6:
-            return self.add(self.pick(_COMPARE), [self.beside(shape), self.beside(shape) if self.chance(0.5) else self.full(0.0, shape)])
+            return self.add(
+                self.pick(_COMPARE),
+                [self.beside(shape), self.beside(shape) if self.chance(0.5) else self.full(0.0, shape)],
+            )
         if kind < 0.7 and shape:
             ramp = self.add("iota", [], size=shape[-1], dtype="int64")
             other = self.build.full(int(self.rng.integers(0, max(shape[-1], 1))), (shape[-1],), int64)
@@ -172,7 +180,11 @@ class GraphMaker:
         if self.chance(0.3):
             a = self.permute(a)
         columns = int(self.pick(self.dims))
-        b = self.beside((*a.shape[:-2], columns, a.shape[-1])) if self.chance(0.5) else self.beside((*a.shape[:-2], a.shape[-1], columns))
+        b = (
+            self.beside((*a.shape[:-2], columns, a.shape[-1]))
+            if self.chance(0.5)
+            else self.beside((*a.shape[:-2], a.shape[-1], columns))
+        )
         if b.shape != (*a.shape[:-2], a.shape[-1], columns):
             order = (*range(a.ndim - 2), a.ndim - 1, a.ndim - 2)
             b = self.add("permute", [b], axes=order)
@@ -180,9 +192,17 @@ class GraphMaker:
 
     def conv(self) -> Node:
         groups = self.pick([1, 1, 2])
-        options = {"stride": (self.pick([1, 1, 2]), self.pick([1, 2, 3])), "dilation": (self.pick([1, 1, 2]), 1), "groups": groups,
-                   "padding": ((self.pick([0, 1]), self.pick([0, 1])), (self.pick([0, 1]), self.pick([0, 2])))}
-        n, c, o = int(self.rng.integers(1, 3)), groups * int(self.rng.integers(1, 3)), groups * int(self.rng.integers(1, 3))
+        options = {
+            "stride": (self.pick([1, 1, 2]), self.pick([1, 2, 3])),
+            "dilation": (self.pick([1, 1, 2]), 1),
+            "groups": groups,
+            "padding": ((self.pick([0, 1]), self.pick([0, 1])), (self.pick([0, 1]), self.pick([0, 2]))),
+        }
+        n, c, o = (
+            int(self.rng.integers(1, 3)),
+            groups * int(self.rng.integers(1, 3)),
+            groups * int(self.rng.integers(1, 3)),
+        )
         kernel = (int(self.rng.integers(1, 4)), int(self.rng.integers(1, 3)))
         size = tuple(int(self.rng.integers(options["dilation"][d] * (kernel[d] - 1) + 1, 8)) for d in (0, 1))
         x, w = self.beside((n, c, *size)), self.beside((o, c // groups, *kernel))
@@ -209,12 +229,17 @@ class GraphMaker:
         if kind == "flatten":
             return self.add("reshape", [x], shape=(x.size,))
         if kind == "slice":
-            return self._cut(x, tuple(int(self.rng.integers(0 if self.chance(0.05) else min(1, n), n + 1)) for n in x.shape))
+            return self._cut(
+                x, tuple(int(self.rng.integers(0 if self.chance(0.05) else min(1, n), n + 1)) for n in x.shape)
+            )
         if kind == "pad":
             return self._cut(x, tuple(n + int(self.rng.integers(0, 3)) for n in x.shape))
         if kind == "concat" and x.ndim:
             axis = int(self.rng.integers(x.ndim))
-            others = [self.beside((*x.shape[:axis], int(self.pick(self.dims)), *x.shape[axis + 1:])) for _ in range(self.pick([1, 1, 2]))]
+            others = [
+                self.beside((*x.shape[:axis], int(self.pick(self.dims)), *x.shape[axis + 1 :]))
+                for _ in range(self.pick([1, 1, 2]))
+            ]
             parts = [x, *others]
             return self.add("concat", [parts[i] for i in self.rng.permutation(len(parts))], axis=axis)
         if kind in ("window", "fold") and x.ndim and max(x.shape) >= 2:
@@ -258,9 +283,17 @@ class GraphMaker:
         if kind < 0.8:
             x = self.node(1, nonempty=True)
             found = self.add("argmax", [x], axes=(int(self.rng.integers(x.ndim)),))
-            if found.ndim <= len(shape) and all(n in (1, m) for n, m in zip(found.shape, shape[len(shape) - found.ndim:], strict=True)):
-                return self.add("mod", [self.add("expand", [found], shape=shape) if found.shape != shape else found, bound])
-        source = self.add("floor", [self.add("abs", [self.beside(shape)])]) if self.exact else self.build.full(1.0, shape, float64)
+            if found.ndim <= len(shape) and all(
+                n in (1, m) for n, m in zip(found.shape, shape[len(shape) - found.ndim :], strict=True)
+            ):
+                return self.add(
+                    "mod", [self.add("expand", [found], shape=shape) if found.shape != shape else found, bound]
+                )
+        source = (
+            self.add("floor", [self.add("abs", [self.beside(shape)])])
+            if self.exact
+            else self.build.full(1.0, shape, float64)
+        )
         return self.add("mod", [self.add("cast", [source], dtype="int64"), bound])
 
     def gather(self) -> Node:
@@ -268,7 +301,7 @@ class GraphMaker:
         axis = int(self.rng.integers(x.ndim))
         kind = self.pick(["take", "take_along", "put_add", "put_along_add"])
         if kind.endswith("along") or kind == "put_along_add":
-            shape = (*x.shape[:axis], int(self.pick(self.dims)), *x.shape[axis + 1:])
+            shape = (*x.shape[:axis], int(self.pick(self.dims)), *x.shape[axis + 1 :])
             index = self.index(shape, x.shape[axis])
             if kind == "take_along":
                 return self.add("take_along", [x, index], axis=axis)
@@ -276,7 +309,9 @@ class GraphMaker:
         index = self.index(self.shape(0, 2), x.shape[axis])
         if kind == "take":
             return self.add("take", [x, index], axis=axis)
-        return self.add("put_add", [x, index, self.beside((*x.shape[:axis], *index.shape, *x.shape[axis + 1:]))], axis=axis)
+        return self.add(
+            "put_add", [x, index, self.beside((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))], axis=axis
+        )
 
     def random(self) -> Node:
         key = self.build.input(f"key{len(self.build.inputs)}", (), uint32)
@@ -309,19 +344,34 @@ class GraphMaker:
         for number in range(int(self.rng.integers(1, 4))):
             self.pool.append(self.build.input(f"x{number}", self.shape(0 if number else 1, 4), float64))
         actions: list[tuple[Callable[[], Node], float]] = [
-            (self.map, 3), (self.zip, 4), (self.choose, 1), (self.reduce, 3), (self.position, 0.6), (self.matmul, 1.5), (self.conv, 0.6),
-            (self.view, 3), (self.gather, 1), (self.random, 0.2), (self.softmax, 0.7), (self.constant, 0.3)]
+            (self.map, 3),
+            (self.zip, 4),
+            (self.choose, 1),
+            (self.reduce, 3),
+            (self.position, 0.6),
+            (self.matmul, 1.5),
+            (self.conv, 0.6),
+            (self.view, 3),
+            (self.gather, 1),
+            (self.random, 0.2),
+            (self.softmax, 0.7),
+            (self.constant, 0.3),
+        ]
         weights = np.array([weight for _, weight in actions]) ** self.rng.uniform(0.5, 1.5)
         for _ in range(steps):
             made = actions[int(self.rng.choice(len(actions), p=weights / weights.sum()))][0]()
             if made.size <= 600:
-                self.pool.append(self.tame(made) if self.exact and made.op in ("matmul", "mul", "sum", "conv") else made)
+                self.pool.append(
+                    self.tame(made) if self.exact and made.op in ("matmul", "mul", "sum", "conv") else made
+                )
         return self.finish()
 
     def finish(self) -> Graph:
         """Outputs and updates."""
         many = self.chance(0.3)  # every output is a value in memory: more kernels, and more ways to merge them
-        outputs = [self.pick(self.pool) if many else self.node() for _ in range(int(self.rng.integers(1, 12 if many else 4)))]
+        outputs = [
+            self.pick(self.pool) if many else self.node() for _ in range(int(self.rng.integers(1, 12 if many else 4)))
+        ]
         if self.chance(0.15):
             outputs.append(self.pick(outputs))
         if self.chance(0.15):
@@ -373,7 +423,7 @@ class RowMaker(GraphMaker):
         super().__init__(seed, exact)
         equal = self.chance(0.4)  # axes of one extent are told apart by their place only
         extents = [int(n) for n in self.rng.integers(1 if self.chance(0.2) else 2, 5, 3)]
-        self.full_shape = tuple(extents[0] if equal else n for n in extents[:int(self.rng.integers(2, 4))])
+        self.full_shape = tuple(extents[0] if equal else n for n in extents[: int(self.rng.integers(2, 4))])
 
     def axes_of(self, x: Node) -> tuple[int, ...]:
         """Which of the full shape's axes `x` has (its axes stand in that order)."""
@@ -416,13 +466,30 @@ class RowMaker(GraphMaker):
             self.put(self.add("slice", [x], start=start, size=x.shape, step=flipped), mine)
         elif kind < 0.67 and mine:
             axis = int(self.rng.integers(len(mine)))
-            index = self.add("expand", [self.add("reshape", [self.add("argmax", [x], axes=(axis,))],
-                                                 shape=(*x.shape[:axis], 1, *x.shape[axis + 1:]))], shape=x.shape)
-            self.put(self.add("take_along", [self.pick([n for n in self.pool if n.shape == x.shape]), index], axis=axis), mine)
+            index = self.add(
+                "expand",
+                [
+                    self.add(
+                        "reshape",
+                        [self.add("argmax", [x], axes=(axis,))],
+                        shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :]),
+                    )
+                ],
+                shape=x.shape,
+            )
+            self.put(
+                self.add("take_along", [self.pick([n for n in self.pool if n.shape == x.shape]), index], axis=axis),
+                mine,
+            )
         else:
             y = self.node()
             axes = tuple(sorted(set(mine) | set(self.have[y])))
-            self.put(self.add(self.pick(["add", "sub", "maximum", "mul"]), [self.tame(self.spread(x, axes)), self.spread(y, axes)]), axes)
+            self.put(
+                self.add(
+                    self.pick(["add", "sub", "maximum", "mul"]), [self.tame(self.spread(x, axes)), self.spread(y, axes)]
+                ),
+                axes,
+            )
 
     def swapped(self, x: Node) -> Node:
         """`x` with two axes of one extent exchanged."""

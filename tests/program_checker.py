@@ -57,7 +57,9 @@ class _Memory:
         self.data = {name: rng.integers(0, 256, size).astype(np.uint8) for name, size in sizes.items()}
         self.owner = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
         for name, (region, offset) in self.place.items():
-            if offset % self.buffers[name].dtype.itemsize or offset + self.buffers[name].nbytes > len(self.data[region]):
+            if offset % self.buffers[name].dtype.itemsize or offset + self.buffers[name].nbytes > len(
+                self.data[region]
+            ):
                 raise ProgramError(f"{name} lies at byte {offset} of {len(self.data[region])}")
 
     def _bytes(self, name: str, flat: Array) -> tuple[str, Array]:
@@ -80,7 +82,9 @@ class _Memory:
         region, at = self._bytes(name, flat)
         good = (self.owner[region][at] == self.number[name] * (1 << 32) + flat[:, None]).all(-1)
         if not good.all():
-            raise ProgramError(f"{loop} reads {name}[{flat[~good][0]}], which is not written or overwritten by something else")
+            raise ProgramError(
+                f"{loop} reads {name}[{flat[~good][0]}], which is not written or overwritten by something else"
+            )
         return self.data[region][at].view(self.buffers[name].dtype).reshape(flat.shape)
 
     def whole(self, name: str) -> Array:
@@ -122,11 +126,16 @@ class _LoopRun:
                 mine = [entry for entry in written if entry[4] == stage]
                 if mine:
                     every = [] if scatter else list(mine)
-                    every += [entry for entry in touched[len(written):] if entry[4] == stage]
+                    every += [entry for entry in touched[len(written) :] if entry[4] == stage]
                     hit = np.unique(np.concatenate([entry[1] for entry in mine]))
                     if every:
                         pairs = [(entry[1], entry[2] * (1 << 32) + entry[3]) for entry in every]
-                        self._alone(name, hit, pairs if not scatter else [(e, np.arange(len(e)) - 1) for e, _ in pairs], "point of the stage")
+                        self._alone(
+                            name,
+                            hit,
+                            pairs if not scatter else [(e, np.arange(len(e)) - 1) for e, _ in pairs],
+                            "point of the stage",
+                        )
 
     def _same_memory(self, name: str, other: str) -> bool:
         return self.memory.place[name] == self.memory.place[other]
@@ -141,7 +150,9 @@ class _LoopRun:
         element, owner = element[order], owner[order]
         clash = (element[1:] == element[:-1]) & (owner[1:] != owner[:-1])
         if clash.any():
-            raise ProgramError(f"{self.loop.name}: {name}[{element[1:][clash][0]}] is written by one {what} and touched by another")
+            raise ProgramError(
+                f"{self.loop.name}: {name}[{element[1:][clash][0]}] is written by one {what} and touched by another"
+            )
 
 
 class _StageRun:
@@ -155,7 +166,7 @@ class _StageRun:
         self.count = math.prod(extents)
         grid = np.indices(extents).reshape(len(extents), -1) if extents else np.zeros((0, 1), np.int64)
         self.values = {axis: grid[i].astype(np.int64) for i, axis in enumerate(axes)}
-        inner = math.prod(extents[len(run.loop.space):])
+        inner = math.prod(extents[len(run.loop.space) :])
         self.point = np.arange(self.count, dtype=np.int64) // max(inner, 1)
         reduced = math.prod(axis.extent for axis in stage.reduce_axes)
         self.place = np.arange(self.count, dtype=np.int64) // max(reduced, 1) % max(inner // max(reduced, 1), 1)
@@ -179,8 +190,11 @@ class _StageRun:
 
     def _reduce(self, reduce: Reduce) -> Array:
         value = self.value(reduce.value).reshape(self.run_.points, -1)
-        return np.asarray(PRIMITIVES[reduce.op].reference(value, axes=(1,)), reduce.dtype) if value.shape[1] or reduce.op in ("sum", "prod") \
+        return (
+            np.asarray(PRIMITIVES[reduce.op].reference(value, axes=(1,)), reduce.dtype)
+            if value.shape[1] or reduce.op in ("sum", "prod")
             else np.zeros(self.run_.points, reduce.dtype)
+        )
 
     def _store(self, name: str, target: list[Array], value: Array, mode: str) -> None:
         buffer = self.memory.buffers[name]
@@ -278,7 +292,11 @@ class _StageRun:
         good = np.ones(self.count, bool)
         for condition in mask:
             value = self.index(condition.index)
-            good &= (condition.low <= value) & (value < condition.high) if isinstance(condition, Bound) else value % condition.divisor == 0
+            good &= (
+                (condition.low <= value) & (value < condition.high)
+                if isinstance(condition, Bound)
+                else value % condition.divisor == 0
+            )
         return good
 
     def _load(self, node: Expr) -> Array:

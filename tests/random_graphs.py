@@ -30,9 +30,11 @@ MAKERS: list[Maker] = []
 
 def maker(weight: int) -> Callable[[Maker], Maker]:
     """Register a function that adds one random node (or gives None); it is chosen in proportion to `weight`."""
+
     def register(function: Maker) -> Maker:
         MAKERS.extend([function] * weight)
         return function
+
     return register
 
 
@@ -69,8 +71,9 @@ class RandomGraph:
         """One of the axes of `node`."""
         return int(self.rng.integers(node.ndim))
 
-    def node(self, kinds: str = "f", least_axes: int = 0,
-             condition: Callable[[Node], bool] = lambda node: True) -> Node | None:
+    def node(
+        self, kinds: str = "f", least_axes: int = 0, condition: Callable[[Node], bool] = lambda node: True
+    ) -> Node | None:
         """A node of a dtype among `kinds`; late ones are likelier, so that graphs become deep."""
         fitting = [n for n in self.values if n.dtype.kind in kinds and n.ndim >= least_axes and condition(n)]
         if kinds == "f":
@@ -146,7 +149,7 @@ class RandomGraph:
             if fitting:
                 return self.expand(self.choice(fitting), x.shape)
         small = tuple(1 if self.chance(0.3) else n for n in x.shape)
-        return self.expand(self.input(small[int(self.rng.integers(0, x.ndim + 1)):], x.dtype), x.shape)
+        return self.expand(self.input(small[int(self.rng.integers(0, x.ndim + 1)) :], x.dtype), x.shape)
 
     def index(self, shape: tuple[int, ...], extent: int) -> Node:
         """Integers of [0, extent): an input, perhaps checked, now and then one that has to be clamped."""
@@ -214,8 +217,26 @@ def _steep(op: str, operands: list[np.ndarray]) -> bool:
 
 # -- one node of each kind --------------------------------------------------------------------------------------------
 
-_FLOAT_MAPS = ("neg", "abs", "sign", "floor", "ceil", "round", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "tanh",
-               "sigmoid", "erf", "sin", "cos", "relu")
+_FLOAT_MAPS = (
+    "neg",
+    "abs",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "sin",
+    "cos",
+    "relu",
+)
 _FLOAT_ZIPS = ("add", "add", "sub", "sub", "mul", "mul", "mul", "div", "div", "pow", "maximum", "minimum")
 _INT_ZIPS = ("add", "sub", "mul", "maximum", "minimum", "bit_and", "bit_or", "bit_xor")
 _COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -303,7 +324,7 @@ def _reshape(g: RandomGraph) -> Node | None:
         shape = [n for n in shape if n != 1]
     elif kind < 0.8 and len(shape) >= 2:
         at = int(g.rng.integers(len(shape) - 1))
-        shape[at:at + 2] = [shape[at] * shape[at + 1]]
+        shape[at : at + 2] = [shape[at] * shape[at + 1]]
     else:
         shape = [int(np.prod(shape, dtype=np.int64))]
     return g.add("reshape", (x,), shape=tuple(shape)) if len(shape) <= 5 else None
@@ -357,8 +378,13 @@ def _concat(g: RandomGraph) -> Node | None:
     if x is None:
         return None
     axis = g.axis(x)
-    fitting = [n for n in g.values if n.dtype == x.dtype and n.ndim == x.ndim
-               and all(a == b for i, (a, b) in enumerate(zip(n.shape, x.shape, strict=True)) if i != axis)]
+    fitting = [
+        n
+        for n in g.values
+        if n.dtype == x.dtype
+        and n.ndim == x.ndim
+        and all(a == b for i, (a, b) in enumerate(zip(n.shape, x.shape, strict=True)) if i != axis)
+    ]
     return g.add("concat", tuple(g.choice(fitting) for _ in range(int(g.rng.integers(1, 4)))), axis=axis)
 
 
@@ -386,8 +412,14 @@ def _window(g: RandomGraph) -> Node | None:
     x = g.node("f", 1)
     if x is None or x.ndim > 4:
         return None
-    return g.add("window", (x,), axis=g.axis(x), size=int(g.choice((1, 2, 3))), stride=int(g.choice((1, 2, 3))),
-                 dilation=int(g.choice((1, 1, 2))))
+    return g.add(
+        "window",
+        (x,),
+        axis=g.axis(x),
+        size=int(g.choice((1, 2, 3))),
+        stride=int(g.choice((1, 2, 3))),
+        dilation=int(g.choice((1, 1, 2))),
+    )
 
 
 @maker(2)
@@ -439,8 +471,12 @@ def _conv(g: RandomGraph) -> Node | None:
         return None
     channels = x.shape[1]
     groups = channels if g.chance(0.2) else 1
-    options = {"stride": (1, int(g.choice((1, 2)))), "padding": ((1, 1), (int(g.choice((0, 1))), 1)),
-               "dilation": (int(g.choice((1, 2))), 1), "groups": groups}
+    options = {
+        "stride": (1, int(g.choice((1, 2)))),
+        "padding": ((1, 1), (int(g.choice((0, 1))), 1)),
+        "dilation": (int(g.choice((1, 2))), 1),
+        "groups": groups,
+    }
     kernel = (int(g.choice((1, 2))), int(g.choice((1, 3))))
     w = g.input((groups * int(g.choice((1, 2))), channels // groups, *kernel), x.dtype)
     out = g.add("conv", (x, w), **options)
@@ -512,6 +548,7 @@ def _softmax(g: RandomGraph) -> Node | None:
         column = g.add("reshape", (node,), shape=kept)
         assert column is not None
         return g.expand(column, x.shape)
+
     z = g.add("sub", (x, spread(g.add("max", (x,), axes=(axis,)))))
     e = g.add("exp", (z,)) if z is not None else None
     total = g.add("sum", (e,), axes=(axis,)) if e is not None else None
@@ -542,9 +579,16 @@ def _input(g: RandomGraph) -> Node | None:
     return g.input(g.shape(), as_dtype(g.choice((g.dtype.name, g.dtype.name, "int64", "int32", "bool"))), 0, 2)
 
 
-def random_graph(seed: int, steps: int = 20, *, dtype: str = "float64", zero_extents: bool = True,
-                 special: bool = False, without: tuple[str, ...] = (),
-                 name: str = "random") -> tuple[Graph, list[np.ndarray]]:
+def random_graph(
+    seed: int,
+    steps: int = 20,
+    *,
+    dtype: str = "float64",
+    zero_extents: bool = True,
+    special: bool = False,
+    without: tuple[str, ...] = (),
+    name: str = "random",
+) -> tuple[Graph, list[np.ndarray]]:
     """A random graph of about `steps` nodes beside inputs and repeated scalars, and arrays for its inputs.
 
     dtype: of the floating point values. special: inputs hold NaN, infinities and zeros of both signs (and no node is
@@ -555,7 +599,8 @@ def random_graph(seed: int, steps: int = 20, *, dtype: str = "float64", zero_ext
     if without:
         plain_add = g.add
         g.add = lambda op, inputs, **params: (  # type: ignore[method-assign]
-            plain_add(op, inputs, **params) if op in allowed else None)
+            plain_add(op, inputs, **params) if op in allowed else None
+        )
     for _ in range(3):
         g.input(g.shape(), g.dtype)
     made: list[Node] = []

@@ -11,7 +11,7 @@ import pytest
 from compile_tools import BACKENDS, IMAGES, RNG, Wrap, X, Y, agree, mlp, wrap
 
 import fusegraph as fg
-import fusegraph.functional as F  # noqa: N812
+import fusegraph.functional as F
 from fusegraph import nn, optim
 from fusegraph.optim import lr_scheduler
 
@@ -63,7 +63,9 @@ def test_optimizers(name: str, backend: str) -> None:
     agree(lambda wrap: train(OPTIMIZERS[name], wrap), backend)
 
 
-@pytest.mark.parametrize("options", [{"fuse": False}, {"exact": True}, {"verify": True}, {"disable": ("cse", "simplify")}])
+@pytest.mark.parametrize(
+    "options", [{"fuse": False}, {"exact": True}, {"verify": True}, {"disable": ("cse", "simplify")}]
+)
 def test_options_of_compile(options: dict[str, Any]) -> None:
     agree(lambda wrap: train(OPTIMIZERS["adam"], wrap), "python", **options)
 
@@ -198,7 +200,7 @@ def test_gradients_accumulate_over_micro_batches(backend: str) -> None:
         for _ in range(3):
             opt.zero_grad()
             for part in range(3):
-                out.append(micro(X[part * 2:part * 2 + 2], Y[part * 2:part * 2 + 2]))
+                out.append(micro(X[part * 2 : part * 2 + 2], Y[part * 2 : part * 2 + 2]))
                 out += [np.array(p.grad.numpy()) for p in model.parameters()]
             update()
         return out + list(model.parameters())
@@ -297,6 +299,7 @@ RNG_W = RNG.normal(size=(4, 3)).astype(np.float32)
 
 # -- a compiled model under .backward() -----------------------------------------------------------------------------------------
 
+
 class Twin(nn.Module):
     """Two outputs, one parameter that nothing uses."""
 
@@ -342,8 +345,12 @@ def test_several_outputs_and_an_unused_parameter(backend: str) -> None:
         model.zero_grad()
         again = wrap(model)(X, scale=2.0)
         again["hidden"][0].sum().backward()  # only one of the outputs
-        return [out["logits"], both, model.a.weight.grad, model.b.weight.grad if model.b.weight.grad is not None
-                else np.zeros((3, 5), np.float32)]
+        return [
+            out["logits"],
+            both,
+            model.a.weight.grad,
+            model.b.weight.grad if model.b.weight.grad is not None else np.zeros((3, 5), np.float32),
+        ]
 
     agree(run, backend)
 
@@ -379,7 +386,7 @@ def test_double_backward(backend: str) -> None:
         x = fg.tensor(X, requires_grad=True)
         out = wrap(model)(x)
         (gradient,) = fg.autograd.grad(out.sum(), x, create_graph=True)
-        penalty = ((gradient ** 2).sum(1) - 1.0) ** 2
+        penalty = ((gradient**2).sum(1) - 1.0) ** 2
         penalty.sum().backward()
         return [gradient, *[p.grad for p in model.parameters() if p.grad is not None]]
 
@@ -452,6 +459,7 @@ def test_no_gradient_where_none_is_recorded(backend: str) -> None:
 
 
 # -- weights that change shape of use ----------------------------------------------------------------------------------------------
+
 
 @backends
 def test_tied_weights_and_frozen_parameters(backend: str) -> None:

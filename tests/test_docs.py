@@ -23,7 +23,9 @@ def test_tutorial_runs(capsys):
 
 
 def test_blocks_are_up_to_date():
-    result = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, f"run `python docs/generate.py`:\n{result.stdout}{result.stderr}"
 
 

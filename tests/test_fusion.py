@@ -64,11 +64,17 @@ def check_text(text: str, seed: int = 0, tolerance: float = ROUNDED) -> Program:
 
 # -- random graphs ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("block", range(24))
 def test_random_graphs_mean_the_same_fused_unfused_and_interpreted(block: int) -> None:
     for seed in range(block * 10, block * 10 + 10):
         graph = random_graph(seed)
-        check(graph, random_arrays(graph, seed, whole=seed % 2 == 0), EXACT if seed % 2 == 0 else ROUNDED, printed=seed % 4 == 0)
+        check(
+            graph,
+            random_arrays(graph, seed, whole=seed % 2 == 0),
+            EXACT if seed % 2 == 0 else ROUNDED,
+            printed=seed % 4 == 0,
+        )
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -85,6 +91,7 @@ def test_random_graphs_mean_the_same_through_build(block: int) -> None:
 
 
 # -- updates in place --------------------------------------------------------------------------------------------------------
+
 
 def test_a_state_reversed_into_itself_is_not_written_in_place() -> None:
     check_text("""graph g(x: float64[5]) {
@@ -196,14 +203,16 @@ def test_a_scatter_into_a_state_reads_the_state_before_it() -> None:
 
 
 def test_a_counter_that_indexes_is_read_after_its_update() -> None:
-    program = check_text("""graph g(n: int64[3], x: float64[9]) {
+    program = check_text(
+        """graph g(n: int64[3], x: float64[9]) {
       %2 = constant(dtype='int64', value=2) : int64[]
       %3 = expand(%2; shape=(3,)) : int64[3]
       %4 = floordiv(%n, %3) : int64[3]
       %5 = put_add(%x, %4, %y; axis=0) : float64[9]
       return %5
       update %n = %4
-    }""".replace("x: float64[9]", "x: float64[9], y: float64[3]"))
+    }""".replace("x: float64[9]", "x: float64[9], y: float64[3]")
+    )
     assert program.buffers["n"].role == "state"
 
 
@@ -225,6 +234,7 @@ def test_a_merge_closes_no_circle_through_a_state_that_is_overwritten() -> None:
 
 
 # -- values inside of one kernel -----------------------------------------------------------------------------------------------
+
 
 def test_the_position_of_an_extreme_is_an_index_in_the_same_kernel() -> None:
     check_text("""graph g(x: float64[4,5], y: float64[4,5]) {
@@ -312,6 +322,7 @@ def test_reshapes_of_nothing() -> None:
 
 # -- the checker itself ----------------------------------------------------------------------------------------------------------
 
+
 def test_the_checker_finds_a_race() -> None:
     graph = parse("""graph g(x: float64[5]) {
       %1 = neg(%x) : float64[5]
@@ -328,4 +339,3 @@ def test_the_checker_finds_a_race() -> None:
     broken = replace(loop, stages=(replace(stage, stores=(replace(store, value=shifted),)),))
     with pytest.raises(ProgramError, match="written by one point"):
         run_checked(program.with_loops((broken,)), [np.ones(5)])
-

@@ -64,7 +64,8 @@ def _grow(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
         st.tuples(inner, inner).map(lambda t: (t[0][0] - t[1][0], tuple(map(lambda x, y: x - y, t[0][1], t[1][1])))),
         st.tuples(inner, FACTORS).map(lambda t: (t[0][0] * t[1], tuple(x * t[1] for x in t[0][1]))),
         st.tuples(inner, DIVISORS).map(lambda t: (t[0][0] // t[1], tuple(x // t[1] for x in t[0][1]))),
-        st.tuples(inner, DIVISORS).map(lambda t: (t[0][0] % t[1], tuple(x % t[1] for x in t[0][1]))))
+        st.tuples(inner, DIVISORS).map(lambda t: (t[0][0] % t[1], tuple(x % t[1] for x in t[0][1]))),
+    )
 
 
 PAIRS = st.recursive(_leaf(), _grow, max_leaves=8)
@@ -104,14 +105,20 @@ def test_substitution_is_simultaneous(pair: Pair, mapping: dict[Axis, Pair]) -> 
 
 @settings(max_examples=300, deadline=None)
 @given(PAIRS, st.integers(0, 3), st.integers(-8, 8), st.integers(1, 9), st.sampled_from([2, 3, 4]))
-def test_conditions_are_dropped_only_where_they_always_hold(pair: Pair, _: int, low: int, width: int, divisor: int) -> None:
+def test_conditions_are_dropped_only_where_they_always_hold(
+    pair: Pair, _: int, low: int, width: int, divisor: int
+) -> None:
     index, values = pair
     mask = (Bound(index, low, low + width), Divides(index, divisor))
     kept = scalar.simplify_mask(mask)
     for point, value in zip(EVERYWHERE, values, strict=True):
         expected = low <= value < low + width and value % divisor == 0
-        got = all((c.low <= evaluate(c.index, point) < c.high) if isinstance(c, Bound) else evaluate(c.index, point) % c.divisor == 0
-                  for c in kept)
+        got = all(
+            (c.low <= evaluate(c.index, point) < c.high)
+            if isinstance(c, Bound)
+            else evaluate(c.index, point) % c.divisor == 0
+            for c in kept
+        )
         assert got == expected
 
 
@@ -139,11 +146,16 @@ def _factorings(size: int) -> st.SearchStrategy[tuple[int, ...]]:
             if len(out) == 4:
                 return (*out, left)
         return tuple(out)
+
     return build()
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([1, 6, 12, 24, 30, 36, 64]).flatmap(lambda size: st.tuples(_factorings(size), _factorings(size), _factorings(size))))
+@given(
+    st.sampled_from([1, 6, 12, 24, 30, 36, 64]).flatmap(
+        lambda size: st.tuples(_factorings(size), _factorings(size), _factorings(size))
+    )
+)
 def test_reshapes_of_reshapes_find_the_element(shapes: tuple[tuple[int, ...], ...]) -> None:
     first, middle, last = shapes
     axes = tuple(Axis(f"i{n}", extent) for n, extent in enumerate(last))
@@ -162,7 +174,9 @@ def test_a_reshape_there_and_back_leaves_no_division() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([6, 12, 24, 36]).flatmap(lambda size: st.tuples(_factorings(size), _factorings(size))), st.randoms())
+@given(
+    st.sampled_from([6, 12, 24, 36]).flatmap(lambda size: st.tuples(_factorings(size), _factorings(size))), st.randoms()
+)
 def test_invert_gives_the_axes_back(shapes: tuple[tuple[int, ...], tuple[int, ...]], random: object) -> None:
     """Where it answers, the answer is right: at the producer's element `target`, the consumer's axes are those that read it."""
     shape, extents = shapes
@@ -176,7 +190,9 @@ def test_invert_gives_the_axes_back(shapes: tuple[tuple[int, ...], tuple[int, ..
     target = tuple(map(Index.of, own))
     found = invert(index, shape, axes, target)
     if found is None:
-        refined = set(row_strides(shape)) <= set(row_strides(extents)) or set(row_strides(extents)) <= set(row_strides(shape))
+        refined = set(row_strides(shape)) <= set(row_strides(extents)) or set(row_strides(extents)) <= set(
+            row_strides(shape)
+        )
         assert order != sorted(order) or not refined, "a reshape that splits or joins axes can always be inverted"
         return
     assert set(found) == {axis for axis in axes if axis.extent != 1}
@@ -186,12 +202,15 @@ def test_invert_gives_the_axes_back(shapes: tuple[tuple[int, ...], tuple[int, ..
         assert [evaluate(part, consumer) for part in index] == [point[axis] for axis in own]
 
 
-@pytest.mark.parametrize(("index", "text"), [
-    (Index.of(AXES[3]) // 2 * 2 + Index.of(AXES[3]) % 2, "d"),
-    ((Index.of(AXES[0]) * 12 + Index.of(AXES[2]) * 3 + Index.of(AXES[1])) // 12, "a"),
-    ((Index.of(AXES[0]) * 12 + Index.of(AXES[2]) * 3 + Index.of(AXES[1])) % 3, "b"),
-    ((Index.of(AXES[3]) // 2) // 3, "0"),
-    (Index.of(AXES[4]), "0"),
-])
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        (Index.of(AXES[3]) // 2 * 2 + Index.of(AXES[3]) % 2, "d"),
+        ((Index.of(AXES[0]) * 12 + Index.of(AXES[2]) * 3 + Index.of(AXES[1])) // 12, "a"),
+        ((Index.of(AXES[0]) * 12 + Index.of(AXES[2]) * 3 + Index.of(AXES[1])) % 3, "b"),
+        ((Index.of(AXES[3]) // 2) // 3, "0"),
+        (Index.of(AXES[4]), "0"),
+    ],
+)
 def test_normal_forms(index: Index, text: str) -> None:
     assert str(index) == text

@@ -31,8 +31,12 @@ def element_for_element(program: Program, number: int, born: str, dying: str) ->
     """Whether kernel `number` reads `dying` at no other element than the one where it writes `born`."""
     loop = program.loops[number]
     stores = [store for stage in loop.stages for store in stage.stores if store.buffer == born]
-    read = {expr.attribute.index for stage in loop.stages for expr in walk(stage.expressions())
-            if expr.op == "load" and expr.attribute.buffer == dying}
+    read = {
+        expr.attribute.index
+        for stage in loop.stages
+        for expr in walk(stage.expressions())
+        if expr.op == "load" and expr.attribute.buffer == dying
+    }
     return loop.schedule != "scatter" and [store.index for store in stores] == [*read]
 
 
@@ -43,19 +47,26 @@ def check_plan(program: Program) -> None:
     for name, offset in plan.arena.items():
         assert offset % ALIGN == 0 and offset + program.buffers[name].nbytes <= plan.arena_bytes
     for a, b in itertools.combinations(alive, 2):
-        apart = plan.arena[a] + program.buffers[a].nbytes <= plan.arena[b] or plan.arena[b] + program.buffers[b].nbytes <= plan.arena[a]
+        apart = (
+            plan.arena[a] + program.buffers[a].nbytes <= plan.arena[b]
+            or plan.arena[b] + program.buffers[b].nbytes <= plan.arena[a]
+        )
         (a_first, a_last), (b_first, b_last) = alive[a], alive[b]
         if apart or a_last < b_first or b_last < a_first:
             continue
         dying, born, at = (a, b, b_first) if a_last == b_first else (b, a, a_first)
         assert alive[dying][1] == alive[born][0] == at, f"{a} and {b} are alive at once, and share bytes"
-        assert plan.arena[a] == plan.arena[b] and element_for_element(program, at, born, dying), f"{dying} is overwritten by {born}"
+        assert plan.arena[a] == plan.arena[b] and element_for_element(program, at, born, dying), (
+            f"{dying} is overwritten by {born}"
+        )
     local = [name for name, buffer in program.buffers.items() if buffer.role == "local"]
     ends = sorted((plan.locals[name], plan.locals[name] + program.buffers[name].nbytes) for name in local)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
     assert all(end <= plan.local_bytes for _, end in ends)
     assert plan.arena_bytes <= plan.unshared_bytes
-    assert set(plan.externals) == {name for name, buffer in program.buffers.items() if buffer.role in ("input", "state", "output")}
+    assert set(plan.externals) == {
+        name for name, buffer in program.buffers.items() if buffer.role in ("input", "state", "output")
+    }
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -101,10 +112,12 @@ def test_a_transposed_read_is_not_overwritten() -> None:
 
 
 def test_a_program_without_temps() -> None:
-    program = fuse(parse("""graph g(x: float64[3]) {
+    program = fuse(
+        parse("""graph g(x: float64[3]) {
       %1 = exp(%x) : float64[3]
       return %1
-    }"""))[0]
+    }""")
+    )[0]
     plan = plan_memory(program)
     assert plan.arena == {} and plan.arena_bytes == 0
 
@@ -116,7 +129,9 @@ def test_the_checker_finds_memory_that_is_shared_too_early(monkeypatch: pytest.M
     arrays = random_arrays(graph, 0, whole=False)
     run_checked(program, arrays)
     real = memory.plan_offsets
-    monkeypatch.setattr(memory, "plan_offsets", lambda intervals, align: ([0] * len(intervals), real(intervals, align)[1]))
+    monkeypatch.setattr(
+        memory, "plan_offsets", lambda intervals, align: ([0] * len(intervals), real(intervals, align)[1])
+    )
     assert len(plan_memory(program).arena) > 1
     with pytest.raises(ProgramError, match="overwritten"):
         run_checked(program, [np.array(array) for array in arrays])

@@ -19,7 +19,11 @@ def apply_graph(graph: Graph, tensors: list[Any]) -> list[Any]:
     for node in graph.nodes:
         if node.op != "input":
             operands = [values[value] for value in node.inputs]
-            values[node] = emit.bind(node.op, *operands, **node.params) if operands else tensors[0].__fg_bind__(node.op, (), dict(node.params))
+            values[node] = (
+                emit.bind(node.op, *operands, **node.params)
+                if operands
+                else tensors[0].__fg_bind__(node.op, (), dict(node.params))
+            )
     return [values[node] for node in graph.outputs]
 
 
@@ -31,14 +35,19 @@ def gradients(graph: Graph, function: Any, arrays: list[Any]) -> list[Any]:
     seeds = [np.cos(np.arange(out.numel(), dtype=np.float64)).reshape(out.shape) for out in used]
     wanted = [t for t in tensors if t.requires_grad]
     found = fg.autograd.grad(used, wanted, [fg.tensor(seed) for seed in seeds], allow_unused=True) if used else []
-    return [*outputs, *(fg.zeros(*t.shape, dtype=t.dtype) if g is None else g for g, t in zip(found, wanted, strict=False))]
+    return [
+        *outputs,
+        *(fg.zeros(*t.shape, dtype=t.dtype) if g is None else g for g, t in zip(found, wanted, strict=False)),
+    ]
 
 
 def compare_gradients(seed: int, backend: str, **options: Any) -> None:
     graph = random_graph(2 * seed + 1)
     arrays = random_arrays(graph, seed, whole=False)
     wanted = gradients(graph, lambda *tensors: apply_graph(graph, list(tensors)), arrays)
-    got = gradients(graph, fg.compile(lambda *tensors: apply_graph(graph, list(tensors)), backend=backend, **options), arrays)
+    got = gradients(
+        graph, fg.compile(lambda *tensors: apply_graph(graph, list(tensors)), backend=backend, **options), arrays
+    )
     for number, (a, b) in enumerate(zip(got, wanted, strict=True)):
         a, b = a.detach().numpy(), b.detach().numpy()
         scale = max(1.0, float(np.abs(b).max())) if b.size else 1.0
@@ -59,6 +68,7 @@ def test_options(options: dict[str, Any]) -> None:
 
 def test_what_is_kept_for_the_backward_pass() -> None:
     """The inputs are handed over, cheap values are computed again, the costly one is kept."""
+
     def f(x: Any, w: Any) -> Any:
         return ((x * 2.0 + 1.0).exp() @ w).relu()
 
@@ -120,5 +130,3 @@ def test_random_numbers_are_kept_not_drawn_again() -> None:
         out.sum().backward()
         np.testing.assert_allclose(x.grad.numpy(), 2 * out.detach().numpy())
     assert (first.detach().numpy() != second.detach().numpy()).any()
-
-

@@ -45,8 +45,10 @@ def settle(names: list[str], graph: Graph) -> Graph:
 def random_arrays(graph: Graph, seed: int = 0) -> list[np.ndarray]:
     """Arrays for the inputs of `graph`."""
     rng = np.random.default_rng(seed)
-    made = [rng.uniform(-2, 2, node.shape) if node.dtype.kind == "f" else rng.integers(0, 2, node.shape)
-            for node in graph.inputs]
+    made = [
+        rng.uniform(-2, 2, node.shape) if node.dtype.kind == "f" else rng.integers(0, 2, node.shape)
+        for node in graph.inputs
+    ]
     return [np.asarray(array).astype(node.dtype) for array, node in zip(made, graph.inputs, strict=True)]
 
 
@@ -192,21 +194,25 @@ def test_values_work_with_the_functions_that_vjp_rules_are_written_with() -> Non
     def as_choice(build, node, inputs):  # type: ignore[no-untyped-def]
         x = build.value(inputs[0])
         return emit.where(emit.gt(x, 0.0), x, 0.0)
+
     graph = parse("graph g(x: float32[3]) {\n %a = relu(%x) : float32[3]\n return %a\n}")
     result = verify(rewrite(graph, rules))
     assert [node.op for node in result.nodes[1:]] == ["constant", "expand", "gt", "where"]
 
 
-@pytest.mark.parametrize("line, expected", [
-    ("%r = check_index(%i; allow=None, high=10, low=0, what='index') : int32[4]", (0, 10)),
-    ("%r = check_index(%i; allow=-1, high=10, low=0, what='index') : int32[4]", (-1, 10)),
-    ("%r = iota(dtype='int32', size=7) : int32[7]", (0, 7)),
-    ("%r = argmax(%x; axes=(0,)) : int64[]", (0, 4)),
-    ("%r = neg(%i) : int32[4]", (-2**31, 2**31)),
-    ("%r = cast(%i; dtype='int64') : int64[4]", (-2**31, 2**31)),
-    ("%r = cast(%i; dtype='uint8') : uint8[4]", (0, 256)),
-    ("%r = cast(%x; dtype='uint8') : uint8[4]", (0, 256)),
-])
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("%r = check_index(%i; allow=None, high=10, low=0, what='index') : int32[4]", (0, 10)),
+        ("%r = check_index(%i; allow=-1, high=10, low=0, what='index') : int32[4]", (-1, 10)),
+        ("%r = iota(dtype='int32', size=7) : int32[7]", (0, 7)),
+        ("%r = argmax(%x; axes=(0,)) : int64[]", (0, 4)),
+        ("%r = neg(%i) : int32[4]", (-(2**31), 2**31)),
+        ("%r = cast(%i; dtype='int64') : int64[4]", (-(2**31), 2**31)),
+        ("%r = cast(%i; dtype='uint8') : uint8[4]", (0, 256)),
+        ("%r = cast(%x; dtype='uint8') : uint8[4]", (0, 256)),
+    ],
+)
 def test_index_range(line: str, expected: tuple[int, int]) -> None:
     graph = parse(f"graph g(i: int32[4], x: float32[4]) {{\n {line}\n return %r\n}}")
     assert index_range(graph.outputs[0]) == expected

@@ -50,12 +50,14 @@ def check_same(graph: Graph, optimized: Graph, arrays: list[Array], tolerance: f
 
 def training_step(model: Any, opt: Any, loss: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """Forward, loss, backward and update."""
+
     def step(x: Any, y: Any) -> Any:
         opt.zero_grad()
         value = loss(model(x), y)
         value.backward()
         opt.step()
         return value
+
     return step
 
 
@@ -171,11 +173,15 @@ def test_convolutional_net_computes_the_same() -> None:
     check_same(graph, optimized, arrays, 1e-11)
 
 
-@pytest.mark.parametrize("make, shape, axes", [
-    (lambda: nn.BatchNorm2d(8), (16, 8, 5, 5), (0, 2, 3)),
-    (lambda: nn.LayerNorm(32), (16, 32), (1,)),
-    (lambda: nn.RMSNorm(32), (16, 32), (1,)),
-], ids=["BatchNorm2d", "LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize(
+    "make, shape, axes",
+    [
+        (lambda: nn.BatchNorm2d(8), (16, 8, 5, 5), (0, 2, 3)),
+        (lambda: nn.LayerNorm(32), (16, 32), (1,)),
+        (lambda: nn.RMSNorm(32), (16, 32), (1,)),
+    ],
+    ids=["BatchNorm2d", "LayerNorm", "RMSNorm"],
+)
 def test_gradient_of_a_normalisation_needs_few_sums(make: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     model = make().double()
     rng = np.random.default_rng(4)
@@ -184,6 +190,7 @@ def test_gradient_of_a_normalisation_needs_few_sums(make: Any, shape: tuple[int,
         x = x.requires_grad_()
         (found,) = fg.autograd.grad(model(x), [x], [ct])
         return found
+
     graph, arrays = trace_step(gradient, rng.standard_normal(shape), rng.standard_normal(shape))
     optimized = run_pipeline(graph, verify=True)
     sums = [node for node in optimized.nodes if node.op == "sum"]
@@ -201,6 +208,7 @@ def test_gradient_of_a_softmax_reads_the_softmax_alone() -> None:
         out = F.softmax(x, -1)
         (found,) = fg.autograd.grad(out, [x], [ct])
         return out.relu() + found
+
     graph, arrays = trace_step(gradient, rng.standard_normal((6, 16)), rng.standard_normal((6, 16)))
     optimized = run_pipeline(graph, verify=True)
     (e,) = (node for node in optimized.nodes if node.op == "exp")
@@ -241,4 +249,5 @@ def test_rounds_do_not_grow_with_the_depth_of_a_net() -> None:
         record: list[tuple[str, Graph]] = []
         run_pipeline(trace_step(step, *digits(4))[0], record=record)
         return [name for name, _ in record]
+
     assert passes_that_changed_something(60) == passes_that_changed_something(2)

@@ -167,7 +167,9 @@ def test_many_python_threads_at_once(steps):
 @pytest.mark.skipif(ARCH != "x86_64", reason="sets the x86 control register")
 def test_workers_take_over_the_floating_point_mode_of_the_caller(steps):
     """Flush-to-zero on the calling thread alone would make results depend on which thread computes them."""
-    text = platform_ir.float_mode_ir(ARCH) + """
+    text = (
+        platform_ir.float_mode_ir(ARCH)
+        + """
 define void @flush(ptr %unused, i64 %on) nounwind {
   %mode = call i64 @fg_get_float_mode()
   %rest = and i64 %mode, -32833
@@ -185,6 +187,7 @@ define void @halve(ptr %table, ptr %ctl, i64 %tid, i64 %nt) nounwind {
   ret void
 }
 """
+    )
     code = llvm.load(llvm.compile_ir(text), ["flush", "halve"])
     flush = pool._WORKER(code.address("flush"))
     smallest_normal = np.finfo(np.float64).tiny

@@ -23,7 +23,9 @@ class Cost:
     flops: int
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written, self.flops + other.flops)
+        return Cost(
+            self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written, self.flops + other.flops
+        )
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +51,9 @@ def loop_cost(loop: Loop, program: Program) -> Cost:
 
 def _stage_flops(stage: Stage) -> int:
     nodes = walk(stage.expressions())
-    operations = sum(1 for node in nodes if node.op in PRIMITIVES and node.dtype.kind == "f" and node.op not in ("where", "cast"))
+    operations = sum(
+        1 for node in nodes if node.op in PRIMITIVES and node.dtype.kind == "f" and node.op not in ("where", "cast")
+    )
     operations += len(stage.reduces) + sum(store.mode == "add" for store in stage.stores)
     return operations * math.prod(axis.extent for axis in (*stage.axes, *stage.reduce_axes))
 
@@ -64,7 +68,9 @@ def _operation_bytes(node: Node) -> int:
         return 0
     reads = 0
     for value in node.inputs:
-        while value.op != "input" and PRIMITIVES[value.op].kind == "view" and len(value.inputs) == 1 and value.op != "pad":
+        while (
+            value.op != "input" and PRIMITIVES[value.op].kind == "view" and len(value.inputs) == 1 and value.op != "pad"
+        ):
             value = value.inputs[0]
         reads += min(value.nbytes, node.nbytes) if PRIMITIVES[node.op].kind == "gather" else value.nbytes
     return reads + node.nbytes

@@ -7,8 +7,16 @@ from fusegraph.ir.loops import Program
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.text import type_text
 
-_COLOURS = {"map": "#dbe9f6", "zip": "#dbe9f6", "reduce": "#fde2c4", "contract": "#d9ead3", "view": "#eeeeee", "gather": "#ead1dc",
-            "scatter": "#ead1dc", "source": "#ffffff"}
+_COLOURS = {
+    "map": "#dbe9f6",
+    "zip": "#dbe9f6",
+    "reduce": "#fde2c4",
+    "contract": "#d9ead3",
+    "view": "#eeeeee",
+    "gather": "#ead1dc",
+    "scatter": "#ead1dc",
+    "source": "#ffffff",
+}
 _SCHEDULES = {"nest": "#dbe9f6", "contract": "#d9ead3", "scatter": "#ead1dc"}
 
 
@@ -19,7 +27,10 @@ def _quoted(text: str) -> str:
 def graph_dot(graph: Graph) -> str:
     """The op graph: a box an operation, with its type and its line."""
     names = graph.names()
-    lines = [f"digraph {_quoted(graph.name)} {{", '  node [shape=box, style="filled,rounded", fontname="monospace", fontsize=10];']
+    lines = [
+        f"digraph {_quoted(graph.name)} {{",
+        '  node [shape=box, style="filled,rounded", fontname="monospace", fontsize=10];',
+    ]
     for node in graph.nodes:
         colour = "#fff2cc" if node.op == "input" else _COLOURS[PRIMITIVES[node.op].kind]
         title = node.name if node.op == "input" else node.op
@@ -29,7 +40,9 @@ def graph_dot(graph: Graph) -> str:
     for number, node in enumerate(graph.outputs):
         lines.append(f'  "output {number}" [fillcolor="#f4cccc"]; {_quoted(names[node])} -> "output {number}";')
     for old, new in graph.updates:
-        lines.append(f"  {_quoted(names[new])} -> {_quoted(names[old])} [style=dashed, constraint=false, label=update];")
+        lines.append(
+            f"  {_quoted(names[new])} -> {_quoted(names[old])} [style=dashed, constraint=false, label=update];"
+        )
     return "\n".join([*lines, "}", ""])
 
 
@@ -39,7 +52,9 @@ def program_dot(program: Program) -> str:
     for buffer in program.buffers.values():
         if buffer.role in ("input", "state", "output"):
             shape = f"{buffer.name}\n{buffer.dtype.name}{list(buffer.shape)}"
-            lines.append(f'  {_quoted(buffer.name)} [label={_quoted(shape)}, shape=ellipse, style=filled, fillcolor="#fff2cc"];')
+            lines.append(
+                f'  {_quoted(buffer.name)} [label={_quoted(shape)}, shape=ellipse, style=filled, fillcolor="#fff2cc"];'
+            )
     made: dict[str, str] = {}
     for loop in program.loops:
         space = " x ".join(f"{axis.name}<{axis.extent}" for axis in loop.space)

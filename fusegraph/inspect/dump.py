@@ -34,8 +34,12 @@ def _stages(artifact: Artifact) -> list[tuple[str, str]]:
     files = [("op-graph.txt", f"{artifact.source}\n"), ("op-graph.dot", graph_dot(artifact.source))]
     files += [(f"after-{name}.txt", f"{graph}\n") for name, graph in artifact.stages]
     program, _ = artifact.fused
-    files += [("optimised.dot", graph_dot(artifact.graph)), ("fused.dot", program_dot(program)), ("loops.txt", f"{program}\n"),
-              ("source.py", print_program_source(program))]
+    files += [
+        ("optimised.dot", graph_dot(artifact.graph)),
+        ("fused.dot", program_dot(program)),
+        ("loops.txt", f"{program}\n"),
+        ("source.py", print_program_source(program)),
+    ]
     if artifact.options.backend == "cpu":
         from fusegraph.runtime import llvm
 

@@ -58,14 +58,30 @@ def _program_dict(artifact: Artifact) -> dict[str, Any]:
         cost = loop_cost(loop, program)
         total = total + cost
         nodes = nodes_of.get(loop.name, ())
-        kernels.append({"name": loop.name, "schedule": loop.schedule, "operations": [node.op for node in nodes],
-                        "lines": lines_of(nodes), "space": [axis.extent for axis in loop.space], "cost": _cost_dict(cost)})
+        kernels.append(
+            {
+                "name": loop.name,
+                "schedule": loop.schedule,
+                "operations": [node.op for node in nodes],
+                "lines": lines_of(nodes),
+                "space": [axis.extent for axis in loop.space],
+                "cost": _cost_dict(cost),
+            }
+        )
     return {
-        "name": program.name, "backend": artifact.options.backend, "kernels": kernels, "total": _cost_dict(total),
+        "name": program.name,
+        "backend": artifact.options.backend,
+        "kernels": kernels,
+        "total": _cost_dict(total),
         "operations": len([n for n in artifact.source.nodes if n.op not in ("input", "constant")]),
-        "unfused_bytes": unfused_bytes(artifact.source), "arena_bytes": memory.arena_bytes, "unshared_bytes": memory.unshared_bytes,
-        "refusals": [_refusal_dict(refusal) for refusal in report.refusals], "copies": list(report.copies),
-        "passes": [name for name, _ in artifact.stages], "seconds": dict(artifact.seconds), "from_cache": artifact.from_cache,
+        "unfused_bytes": unfused_bytes(artifact.source),
+        "arena_bytes": memory.arena_bytes,
+        "unshared_bytes": memory.unshared_bytes,
+        "refusals": [_refusal_dict(refusal) for refusal in report.refusals],
+        "copies": list(report.copies),
+        "passes": [name for name, _ in artifact.stages],
+        "seconds": dict(artifact.seconds),
+        "from_cache": artifact.from_cache,
         "in_place": [b.name for b in program.buffers.values() if b.role == "state"],
     }
 
@@ -92,7 +108,10 @@ def _program_text(data: dict[str, Any]) -> str:
         lines += _kernel_lines(number, kernel)
     if data["refusals"]:
         lines.append("  not fused (dearest first):")
-        lines += [f"    {r['producer']}  |  {r['consumer']}: {r['rule']} ({bytes_text(r['bytes'])})" for r in data["refusals"][:MAX_REFUSALS]]
+        lines += [
+            f"    {r['producer']}  |  {r['consumer']}: {r['rule']} ({bytes_text(r['bytes'])})"
+            for r in data["refusals"][:MAX_REFUSALS]
+        ]
         if len(data["refusals"]) > MAX_REFUSALS:
             lines.append(f"    ... and {len(data['refusals']) - MAX_REFUSALS} more in to_dict()")
     if data["seconds"]:
@@ -106,6 +125,8 @@ def _kernel_lines(number: int, kernel: dict[str, Any]) -> list[str]:
     space = "x".join(map(str, kernel["space"])) or "1"
     operations = ", ".join(dict.fromkeys(kernel["operations"])) or "copy"
     where = "; ".join(kernel["lines"][:4]) + ("; ..." if len(kernel["lines"]) > 4 else "")
-    return [f"  {number:3} {kernel['schedule']:<8} [{space}] {operations}",
-            f"      reads {bytes_text(cost['bytes_read'])}, writes {bytes_text(cost['bytes_written'])}, {cost['flops'] / 1e6:.3f} Mflop"
-            + (f"   {where}" if where else "")]
+    return [
+        f"  {number:3} {kernel['schedule']:<8} [{space}] {operations}",
+        f"      reads {bytes_text(cost['bytes_read'])}, writes {bytes_text(cost['bytes_written'])}, {cost['flops'] / 1e6:.3f} Mflop"
+        + (f"   {where}" if where else ""),
+    ]

@@ -23,7 +23,7 @@ def bind(name: str, *inputs: Any, **params: Any) -> Any:
 
 def constant(value: Any, like: Any, dtype: DType | None = None) -> Any:
     """A 0-d constant of `like`'s dtype (or of `dtype`), in the world that `like` lives in."""
-    kind = (dtype or like.dtype)
+    kind = dtype or like.dtype
     return like.__fg_bind__("constant", (), {"value": kind.type(value).item(), "dtype": kind.name})
 
 
@@ -46,15 +46,40 @@ def zip_(name: str, a: Any, b: Any) -> Any:
     return bind(name, a, b)
 
 
-def add(a: Any, b: Any) -> Any: return zip_("add", a, b)
-def sub(a: Any, b: Any) -> Any: return zip_("sub", a, b)
-def mul(a: Any, b: Any) -> Any: return zip_("mul", a, b)
-def div(a: Any, b: Any) -> Any: return zip_("div", a, b)
-def eq(a: Any, b: Any) -> Any: return zip_("eq", a, b)
-def gt(a: Any, b: Any) -> Any: return zip_("gt", a, b)
-def lt(a: Any, b: Any) -> Any: return zip_("lt", a, b)
-def ge(a: Any, b: Any) -> Any: return zip_("ge", a, b)
-def neg(a: Any) -> Any: return bind("neg", a)
+def add(a: Any, b: Any) -> Any:
+    return zip_("add", a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    return zip_("sub", a, b)
+
+
+def mul(a: Any, b: Any) -> Any:
+    return zip_("mul", a, b)
+
+
+def div(a: Any, b: Any) -> Any:
+    return zip_("div", a, b)
+
+
+def eq(a: Any, b: Any) -> Any:
+    return zip_("eq", a, b)
+
+
+def gt(a: Any, b: Any) -> Any:
+    return zip_("gt", a, b)
+
+
+def lt(a: Any, b: Any) -> Any:
+    return zip_("lt", a, b)
+
+
+def ge(a: Any, b: Any) -> Any:
+    return zip_("ge", a, b)
+
+
+def neg(a: Any) -> Any:
+    return bind("neg", a)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
@@ -113,4 +138,5 @@ def unexpand(a: Any, shape: Sequence[int]) -> Any:
     return reshape(reduce_sum(a, axes), shape)
 
 
-def matmul(a: Any, b: Any) -> Any: return bind("matmul", a, b)
+def matmul(a: Any, b: Any) -> Any:
+    return bind("matmul", a, b)

@@ -31,8 +31,16 @@ class Node:
 
     __slots__ = ("op", "inputs", "params", "shape", "dtype", "location", "name")
 
-    def __init__(self, op: str, inputs: tuple[Node, ...], params: Params, shape: Shape, dtype: DType,
-                 location: Location = NOWHERE, name: str = "") -> None:
+    def __init__(
+        self,
+        op: str,
+        inputs: tuple[Node, ...],
+        params: Params,
+        shape: Shape,
+        dtype: DType,
+        location: Location = NOWHERE,
+        name: str = "",
+    ) -> None:
         self.op = op
         self.inputs = inputs
         self.params = params
@@ -85,8 +93,9 @@ class GraphBuilder:
         self.nodes.append(node)
         return node
 
-    def add(self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None,
-            location: Location = NOWHERE) -> Node:
+    def add(
+        self, op: str, inputs: Sequence[Node], params: Mapping[str, Any] | None = None, location: Location = NOWHERE
+    ) -> Node:
         """The node `op(inputs, **params)`; its shape and dtype come from the table. Raises ShapeError or DTypeError."""
         from fusegraph.ir.primitives import PRIMITIVES
 
@@ -151,8 +160,14 @@ class Graph:
         """A hashable form: equal for graphs that compute the same by the same nodes (locations do not count)."""
         number = {node: index for index, node in enumerate(self.nodes)}
         rows = tuple(
-            (node.op, tuple(number[value] for value in node.inputs), freeze_params(node.params), node.shape,
-             node.dtype.name, node.name if node.op == "input" else "")
+            (
+                node.op,
+                tuple(number[value] for value in node.inputs),
+                freeze_params(node.params),
+                node.shape,
+                node.dtype.name,
+                node.name if node.op == "input" else "",
+            )
             for node in self.nodes
         )
         updates = tuple((number[old], number[new]) for old, new in self.updates)

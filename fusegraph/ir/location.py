@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 _PACKAGE_FOLDERS = tuple(
-    str(folder) + "/" for folder in (Path(__file__).resolve().parent.parent, *(
-        Path(__file__).resolve().parent.parent.parent / name for name in ("passes", "codegen")))
+    str(folder) + "/"
+    for folder in (
+        Path(__file__).resolve().parent.parent,
+        *(Path(__file__).resolve().parent.parent.parent / name for name in ("passes", "codegen")),
+    )
 )
 _module_path: list[str] = []
 _forced: list[Location] = []

@@ -241,7 +241,11 @@ def _mask(mask: Mask, function: Callable[[Index], Index]) -> Mask:
     out: list[Condition] = []
     for condition in mask:
         index = function(condition.index)
-        out.append(Bound(index, condition.low, condition.high) if isinstance(condition, Bound) else Divides(index, condition.divisor))
+        out.append(
+            Bound(index, condition.low, condition.high)
+            if isinstance(condition, Bound)
+            else Divides(index, condition.divisor)
+        )
     return simplify_mask(tuple(out))
 
 

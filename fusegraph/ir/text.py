@@ -1,10 +1,10 @@
 """The text form of a graph, and its parser: `parse(str(graph)) == graph`.
 
-    graph step(x: float32[64,784], w: float32[784,10]) {
-      %2 = matmul(%x, %w) : float32[64,10]  # train.py:12 Net.fc
-      return %2
-      update %w = %5
-    }
+graph step(x: float32[64,784], w: float32[784,10]) {
+  %2 = matmul(%x, %w) : float32[64,10]  # train.py:12 Net.fc
+  return %2
+  update %w = %5
+}
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def parse(text: str) -> Graph:
     return builder.finish(outputs, updates, head[1])
 
 
-def _parse_line(line: str, builder: GraphBuilder, known: dict[str, Node], outputs: list[Node],
-                updates: list[tuple[Node, Node]]) -> None:
+def _parse_line(
+    line: str, builder: GraphBuilder, known: dict[str, Node], outputs: list[Node], updates: list[tuple[Node, Node]]
+) -> None:
     if line.startswith("return"):
         outputs += [known[part.strip()[1:]] for part in line[6:].split(",") if part.strip()]
         return

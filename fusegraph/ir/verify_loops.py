@@ -43,7 +43,9 @@ def _verify_loop(program: Program, loop: Loop, written: set[str]) -> None:
         written |= {store.buffer for store in stage.stores}
     if loop.schedule == "contract":
         first = loop.stages[0]
-        _require(len(first.reduces) == 1 and first.reduces[0].op == "sum", loop.name, "a contraction begins with one sum")
+        _require(
+            len(first.reduces) == 1 and first.reduces[0].op == "sum", loop.name, "a contraction begins with one sum"
+        )
 
 
 def _verify_stage(program: Program, loop: Loop, stage: Stage, closed: set[str], written: set[str]) -> None:
@@ -60,7 +62,11 @@ def _verify_stage(program: Program, loop: Loop, stage: Stage, closed: set[str], 
         _require(store.buffer in program.buffers, loop.name, f"no buffer is called {store.buffer!r}")
         buffer = program.buffers[store.buffer]
         _require(buffer.role != "input", loop.name, f"input {store.buffer!r} is written")
-        _require(store.value.dtype == buffer.dtype, loop.name, f"{store.value.dtype.name} goes into {store.buffer!r}, {buffer.dtype.name}")
+        _require(
+            store.value.dtype == buffer.dtype,
+            loop.name,
+            f"{store.value.dtype.name} goes into {store.buffer!r}, {buffer.dtype.name}",
+        )
         for index in store.index:
             _in_scope(loop, index, scope)
         _inside(loop, store.buffer, store.index, buffer.shape, ())
@@ -71,7 +77,9 @@ def _verify_load(program: Program, loop: Loop, expr: Expr, written: set[str]) ->
     _require(load.buffer in program.buffers, loop.name, f"no buffer is called {load.buffer!r}")
     buffer = program.buffers[load.buffer]
     _require(load.buffer in written or buffer.size == 0, loop.name, f"{load.buffer!r} is read before it is written")
-    _require(expr.dtype == buffer.dtype, loop.name, f"{load.buffer!r} is {buffer.dtype.name}, read as {expr.dtype.name}")
+    _require(
+        expr.dtype == buffer.dtype, loop.name, f"{load.buffer!r} is {buffer.dtype.name}, read as {expr.dtype.name}"
+    )
     _inside(loop, load.buffer, load.index, buffer.shape, load.mask)
 
 

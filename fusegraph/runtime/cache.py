@@ -82,9 +82,7 @@ def default_limit() -> int:
         if not 0 <= size < float("inf"):
             raise ValueError
     except ValueError:
-        raise OptionError(
-            f"FUSEGRAPH_CACHE_SIZE_MB must be a number of megabytes, 0 or more, not {given!r}"
-        ) from None
+        raise OptionError(f"FUSEGRAPH_CACHE_SIZE_MB must be a number of megabytes, 0 or more, not {given!r}") from None
     return int(size * (1 << 20))
 
 

@@ -81,7 +81,11 @@ def require(condition: bool, message: str, error: type[Exception] = ShapeError) 
 
 def require_float(name: str, value: Typed) -> None:
     """Raise DTypeError unless `value` is floating point."""
-    require(value.dtype.kind == "f", f"{name} takes float32 or float64, got {value.dtype.name}{list(value.shape)}", DTypeError)
+    require(
+        value.dtype.kind == "f",
+        f"{name} takes float32 or float64, got {value.dtype.name}{list(value.shape)}",
+        DTypeError,
+    )
 
 
 def normalized_axis(name: str, axis: int, ndim: int) -> int:

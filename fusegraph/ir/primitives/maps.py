@@ -21,12 +21,14 @@ def _infer_same(name: str, kinds: str) -> InferRule:
         (value,) = inputs
         require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
         return value.shape, value.dtype
+
     return infer
 
 
 def _samples(low: float, high: float) -> Callable[[np.random.Generator], list[Sample]]:
     def samples(rng: np.random.Generator) -> list[Sample]:
         return [((rng.uniform(low, high, shape).astype(np.float64),), {}) for shape in _ANY_SHAPES]
+
     return samples
 
 
@@ -39,13 +41,30 @@ def _sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small)).astype(x.dtype)
 
 
-def _map(name: str, reference: Callable[[Array], Array], derivative: Callable[[Any, Any, Any], Any] | None, *,
-         kinds: str = "f", cost: str = "cheap", low: float = -2.0, high: float = 2.0, traits: frozenset[str] = frozenset()) -> None:
+def _map(
+    name: str,
+    reference: Callable[[Array], Array],
+    derivative: Callable[[Any, Any, Any], Any] | None,
+    *,
+    kinds: str = "f",
+    cost: str = "cheap",
+    low: float = -2.0,
+    high: float = 2.0,
+    traits: frozenset[str] = frozenset(),
+) -> None:
     """Register a map; `derivative(cotangent, output, x)` gives x's cotangent."""
-    register(Primitive(
-        name, "map", _infer_same(name, kinds), lambda x: np.asarray(reference(x), dtype=x.dtype),
-        vjp=(lambda ct, out, inputs, params: (derivative(ct, out, inputs[0]),)) if derivative else None,
-        cost=cost, traits=traits, samples=_samples(low, high)))
+    register(
+        Primitive(
+            name,
+            "map",
+            _infer_same(name, kinds),
+            lambda x: np.asarray(reference(x), dtype=x.dtype),
+            vjp=(lambda ct, out, inputs, params: (derivative(ct, out, inputs[0]),)) if derivative else None,
+            cost=cost,
+            traits=traits,
+            samples=_samples(low, high),
+        )
+    )
 
 
 def _two_over_root_pi_exp(ct: Any, out: Any, x: Any) -> Any:
@@ -83,6 +102,7 @@ def _infer_bool(name: str, kinds: str) -> InferRule:
         (value,) = inputs
         require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
         return value.shape, SUPPORTED["bool"]
+
     return infer
 
 
@@ -90,9 +110,19 @@ def _nan_samples(rng: np.random.Generator) -> list[Sample]:
     return [((np.where(rng.random(shape) < 0.5, np.nan, 1.0),), {}) for shape in _ANY_SHAPES]
 
 
-register(Primitive("logical_not", "map", _infer_bool("logical_not", "b"), np.logical_not, traits=frozenset({"boolean"}),
-                   samples=lambda rng: [((rng.random(shape) < 0.5,), {}) for shape in _ANY_SHAPES]))
-register(Primitive("isnan", "map", _infer_bool("isnan", "f"), np.isnan, traits=frozenset({"boolean"}), samples=_nan_samples))
+register(
+    Primitive(
+        "logical_not",
+        "map",
+        _infer_bool("logical_not", "b"),
+        np.logical_not,
+        traits=frozenset({"boolean"}),
+        samples=lambda rng: [((rng.random(shape) < 0.5,), {}) for shape in _ANY_SHAPES],
+    )
+)
+register(
+    Primitive("isnan", "map", _infer_bool("isnan", "f"), np.isnan, traits=frozenset({"boolean"}), samples=_nan_samples)
+)
 
 
 def _infer_cast(inputs: Any, params: Params) -> tuple[Shape, DType]:
@@ -105,8 +135,12 @@ def _vjp_cast(ct: Any, out: Any, inputs: Any, params: Params) -> tuple[Any]:
 
 
 def _cast_samples(rng: np.random.Generator) -> list[Sample]:
-    return [((np.asarray(rng.uniform(0, 50, (3, 5))).astype(source),), {"dtype": target})
-            for source in SUPPORTED for target in SUPPORTED if source != target]
+    return [
+        ((np.asarray(rng.uniform(0, 50, (3, 5))).astype(source),), {"dtype": target})
+        for source in SUPPORTED
+        for target in SUPPORTED
+        if source != target
+    ]
 
 
 register(Primitive("cast", "map", _infer_cast, lambda x, dtype: x.astype(dtype), vjp=_vjp_cast, samples=_cast_samples))
@@ -114,7 +148,9 @@ register(Primitive("cast", "map", _infer_cast, lambda x, dtype: x.astype(dtype),
 
 def _infer_check_index(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (value,) = inputs
-    require(value.dtype.kind in "iu", f"an index must be an integer, got {value.dtype.name}{list(value.shape)}", DTypeError)
+    require(
+        value.dtype.kind in "iu", f"an index must be an integer, got {value.dtype.name}{list(value.shape)}", DTypeError
+    )
     return value.shape, value.dtype
 
 
@@ -131,5 +167,13 @@ def _check_index(x: Array, low: int, high: int, allow: int | None, what: str) ->
 
 
 # The identity, with a promise that is checked before a step changes anything: low <= x < high, or x == allow.
-register(Primitive("check_index", "view", _infer_check_index, _check_index, traits=frozenset({"guard"}),
-                   samples=lambda rng: [((rng.integers(0, 5, (4,)),), {"low": 0, "high": 5, "allow": None, "what": "index"})]))
+register(
+    Primitive(
+        "check_index",
+        "view",
+        _infer_check_index,
+        _check_index,
+        traits=frozenset({"guard"}),
+        samples=lambda rng: [((rng.integers(0, 5, (4,)),), {"low": 0, "high": 5, "allow": None, "what": "index"})],
+    )
+)

@@ -13,8 +13,17 @@ from fusegraph.ir import emit as e
 from fusegraph.ir.primitives.base import Array, InferRule, Params, Primitive, Sample, Shape, register, require
 
 _CASES: tuple[tuple[Shape, Shape], ...] = (
-    ((7,), (0,)), ((3, 5), (0,)), ((3, 5), (1,)), ((3, 5), (0, 1)), ((2, 3, 9), (1,)), ((2, 3, 9), (0, 2)), ((1, 17), (1,)),
-    ((4, 1), (1,)), ((33, 70), (1,)), ((70, 33), (0,)))
+    ((7,), (0,)),
+    ((3, 5), (0,)),
+    ((3, 5), (1,)),
+    ((3, 5), (0, 1)),
+    ((2, 3, 9), (1,)),
+    ((2, 3, 9), (0, 2)),
+    ((1, 17), (1,)),
+    ((4, 1), (1,)),
+    ((33, 70), (1,)),
+    ((70, 33), (0,)),
+)
 
 
 def _kept(shape: Shape, axes: Shape) -> Shape:
@@ -25,12 +34,17 @@ def _infer_reduce(name: str, kinds: str, empty_allowed: bool) -> InferRule:
     def infer(inputs: Any, params: Params) -> tuple[Shape, DType]:
         (value,) = inputs
         axes = params["axes"]
-        require(all(0 <= axis < len(value.shape) for axis in axes) and len(set(axes)) == len(axes),
-                f"{name}: axes {list(axes)} do not fit shape {list(value.shape)}")
+        require(
+            all(0 <= axis < len(value.shape) for axis in axes) and len(set(axes)) == len(axes),
+            f"{name}: axes {list(axes)} do not fit shape {list(value.shape)}",
+        )
         require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
-        require(empty_allowed or all(value.shape[axis] for axis in axes),
-                f"{name} of nothing: shape {list(value.shape)} is empty along {list(axes)}")
+        require(
+            empty_allowed or all(value.shape[axis] for axis in axes),
+            f"{name} of nothing: shape {list(value.shape)} is empty along {list(axes)}",
+        )
         return _kept(value.shape, axes), value.dtype
+
     return infer
 
 
@@ -57,6 +71,7 @@ def _vjp_extreme(op: str) -> Callable[..., tuple[Any]]:
         (value,) = inputs
         mask = first_extreme_mask(op, value, params["axes"])
         return (e.where(mask, e.expand_along(ct, params["axes"], value.shape), 0),)
+
     return vjp
 
 
@@ -79,11 +94,13 @@ def _sum(x: Array, axes: Shape) -> Array:
 
 def _argreduce(function: Callable[..., Array]) -> Callable[..., Array]:
     """The first extreme's position, counted in C order over `axes`; a NaN wins (as in numpy)."""
+
     def run(x: Array, axes: Shape) -> Array:
         kept = [axis for axis in range(x.ndim) if axis not in axes]
         count = int(np.prod([x.shape[axis] for axis in axes], dtype=np.int64))
         moved = np.transpose(x, (*kept, *sorted(axes))).reshape([x.shape[axis] for axis in kept] + [count])
         return np.asarray(function(moved, axis=-1), dtype=np.int64)
+
     return run
 
 
@@ -92,6 +109,7 @@ def _infer_arg(name: str) -> InferRule:
 
     def infer(inputs: Any, params: Params) -> tuple[Shape, DType]:
         return base(inputs, params)[0], SUPPORTED["int64"]
+
     return infer
 
 
@@ -99,12 +117,41 @@ def _errors() -> list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
     return [((np.zeros((2, 3)),), {"axes": (2,)}, ShapeError, "do not fit")]
 
 
-register(Primitive("sum", "reduce", _infer_reduce("sum", "fiu", True), _sum, vjp=_vjp_sum, samples=_samples, errors=_errors))
-register(Primitive("prod", "reduce", _infer_reduce("prod", "fiu", True),
-                   lambda x, axes: np.asarray(np.prod(x, axis=axes, dtype=x.dtype)), vjp=_vjp_prod, samples=_samples, errors=_errors))
-register(Primitive("max", "reduce", _infer_reduce("max", "fiub", False), lambda x, axes: np.asarray(np.max(x, axis=axes)),
-                   vjp=_vjp_extreme("max"), samples=_samples, errors=_errors))
-register(Primitive("min", "reduce", _infer_reduce("min", "fiub", False), lambda x, axes: np.asarray(np.min(x, axis=axes)),
-                   vjp=_vjp_extreme("min"), samples=_samples, errors=_errors))
+register(
+    Primitive("sum", "reduce", _infer_reduce("sum", "fiu", True), _sum, vjp=_vjp_sum, samples=_samples, errors=_errors)
+)
+register(
+    Primitive(
+        "prod",
+        "reduce",
+        _infer_reduce("prod", "fiu", True),
+        lambda x, axes: np.asarray(np.prod(x, axis=axes, dtype=x.dtype)),
+        vjp=_vjp_prod,
+        samples=_samples,
+        errors=_errors,
+    )
+)
+register(
+    Primitive(
+        "max",
+        "reduce",
+        _infer_reduce("max", "fiub", False),
+        lambda x, axes: np.asarray(np.max(x, axis=axes)),
+        vjp=_vjp_extreme("max"),
+        samples=_samples,
+        errors=_errors,
+    )
+)
+register(
+    Primitive(
+        "min",
+        "reduce",
+        _infer_reduce("min", "fiub", False),
+        lambda x, axes: np.asarray(np.min(x, axis=axes)),
+        vjp=_vjp_extreme("min"),
+        samples=_samples,
+        errors=_errors,
+    )
+)
 register(Primitive("argmax", "reduce", _infer_arg("argmax"), _argreduce(np.argmax), samples=_samples, errors=_errors))
 register(Primitive("argmin", "reduce", _infer_arg("argmin"), _argreduce(np.argmin), samples=_samples, errors=_errors))

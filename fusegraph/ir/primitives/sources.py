@@ -22,8 +22,11 @@ def _infer_iota(inputs: Any, params: Params) -> tuple[Shape, DType]:
 def _infer_random(inputs: Any, params: Params) -> tuple[Shape, DType]:
     key, counter = inputs
     for name, value in (("key", key), ("counter", counter)):
-        require(value.shape == () and value.dtype == SUPPORTED["uint32"],
-                f"random_bits: the {name} must be a 0-d uint32, got {value.dtype.name}{list(value.shape)}", DTypeError)
+        require(
+            value.shape == () and value.dtype == SUPPORTED["uint32"],
+            f"random_bits: the {name} must be a 0-d uint32, got {value.dtype.name}{list(value.shape)}",
+            DTypeError,
+        )
     return params["shape"], SUPPORTED["uint32"]
 
 
@@ -48,11 +51,36 @@ def philox(key: int, counter: int, shape: Shape) -> Array:
     return low.astype(np.uint32).reshape(shape)
 
 
-register(Primitive("constant", "source", _infer_constant, lambda value, dtype: np.asarray(value, SUPPORTED[dtype]),
-                   samples=lambda rng: [((), {"value": 1.5, "dtype": "float32"}), ((), {"value": 3, "dtype": "int64"})]))
-register(Primitive("iota", "source", _infer_iota, lambda size, dtype: np.arange(size, dtype=SUPPORTED[dtype]),
-                   samples=lambda rng: [((), {"size": 7, "dtype": "int64"}), ((), {"size": 33, "dtype": "float32"}), ((), {"size": 0, "dtype": "int32"})]))
-register(Primitive(
-    "random_bits", "source", _infer_random, lambda key, counter, shape: philox(int(key), int(counter), shape),
-    cost="transcendental", traits=frozenset({"random"}),
-    samples=lambda rng: [((np.uint32(7), np.uint32(3)), {"shape": shape}) for shape in ((), (5,), (3, 37), (0,))]))
+register(
+    Primitive(
+        "constant",
+        "source",
+        _infer_constant,
+        lambda value, dtype: np.asarray(value, SUPPORTED[dtype]),
+        samples=lambda rng: [((), {"value": 1.5, "dtype": "float32"}), ((), {"value": 3, "dtype": "int64"})],
+    )
+)
+register(
+    Primitive(
+        "iota",
+        "source",
+        _infer_iota,
+        lambda size, dtype: np.arange(size, dtype=SUPPORTED[dtype]),
+        samples=lambda rng: [
+            ((), {"size": 7, "dtype": "int64"}),
+            ((), {"size": 33, "dtype": "float32"}),
+            ((), {"size": 0, "dtype": "int32"}),
+        ],
+    )
+)
+register(
+    Primitive(
+        "random_bits",
+        "source",
+        _infer_random,
+        lambda key, counter, shape: philox(int(key), int(counter), shape),
+        cost="transcendental",
+        traits=frozenset({"random"}),
+        samples=lambda rng: [((np.uint32(7), np.uint32(3)), {"shape": shape}) for shape in ((), (5,), (3, 37), (0,))],
+    )
+)

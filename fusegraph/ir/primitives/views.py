@@ -19,14 +19,19 @@ def _count(shape: Shape) -> int:
 def _infer_reshape(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (x,) = inputs
     shape = params["shape"]
-    require(_count(shape) == _count(x.shape), f"reshape: {list(x.shape)} has {_count(x.shape)} elements, {list(shape)} has {_count(shape)}")
+    require(
+        _count(shape) == _count(x.shape),
+        f"reshape: {list(x.shape)} has {_count(x.shape)} elements, {list(shape)} has {_count(shape)}",
+    )
     return shape, x.dtype
 
 
 def _infer_permute(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (x,) = inputs
     axes = params["axes"]
-    require(sorted(axes) == list(range(len(x.shape))), f"permute: {list(axes)} is no order of the axes of {list(x.shape)}")
+    require(
+        sorted(axes) == list(range(len(x.shape))), f"permute: {list(axes)} is no order of the axes of {list(x.shape)}"
+    )
     return tuple(x.shape[axis] for axis in axes), x.dtype
 
 
@@ -43,7 +48,9 @@ def _infer_slice(inputs: Any, params: Params) -> tuple[Shape, DType]:
     """`start`, `size`, `step` an axis: elements start, start + step, ... (size of them); a negative step runs backwards."""
     (x,) = inputs
     start, size, step = params["start"], params["size"], params["step"]
-    require(len(start) == len(size) == len(step) == len(x.shape), f"slice: {len(start)} ranges for shape {list(x.shape)}")
+    require(
+        len(start) == len(size) == len(step) == len(x.shape), f"slice: {len(start)} ranges for shape {list(x.shape)}"
+    )
     for axis, extent in enumerate(x.shape):
         last = start[axis] + (size[axis] - 1) * step[axis]
         inside = size[axis] == 0 or (0 <= start[axis] < extent and 0 <= last < extent)
@@ -61,8 +68,10 @@ def _infer_pad(inputs: Any, params: Params) -> tuple[Shape, DType]:
     """`low` and `high` new elements before and after each axis, all `value`."""
     (x,) = inputs
     low, high = params["low"], params["high"]
-    require(len(low) == len(high) == len(x.shape) and min((*low, *high), default=0) >= 0,
-            f"pad: {list(low)}, {list(high)} do not fit shape {list(x.shape)}")
+    require(
+        len(low) == len(high) == len(x.shape) and min((*low, *high), default=0) >= 0,
+        f"pad: {list(low)}, {list(high)} do not fit shape {list(x.shape)}",
+    )
     return tuple(extent + low[axis] + high[axis] for axis, extent in enumerate(x.shape)), x.dtype
 
 
@@ -75,11 +84,14 @@ def _infer_concat(inputs: Any, params: Params) -> tuple[Shape, DType]:
     first = inputs[0]
     for other in inputs:
         fits = len(other.shape) == len(first.shape) > axis >= 0 and all(
-            a == b for i, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if i != axis)
+            a == b for i, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if i != axis
+        )
         require(fits, f"concat: {list(first.shape)} and {list(other.shape)} do not fit along axis {axis}")
-        require(other.dtype == first.dtype, f"concat: dtypes {first.dtype.name} and {other.dtype.name} differ", DTypeError)
+        require(
+            other.dtype == first.dtype, f"concat: dtypes {first.dtype.name} and {other.dtype.name} differ", DTypeError
+        )
     total = sum(other.shape[axis] for other in inputs)
-    return (*first.shape[:axis], total, *first.shape[axis + 1:]), first.dtype
+    return (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype
 
 
 def _vjp_slice(ct: Any, out: Any, inputs: Any, params: Params) -> tuple[Any]:
@@ -111,7 +123,7 @@ def _vjp_strided_slice(ct: Any, x: Any, start: Shape, size: Shape, step: Shape) 
         if (start[axis], size[axis], step[axis]) == (0, extent, 1):
             continue
         rows = e.add(e.mul(e.iota(size[axis], int64, ct), step[axis]), start[axis])
-        shape = (*ct.shape[:axis], extent, *ct.shape[axis + 1:])
+        shape = (*ct.shape[:axis], extent, *ct.shape[axis + 1 :])
         zeros = e.expand(e.constant(0, ct), shape)
         ct = e.bind("put_add", zeros, rows, ct, axis=axis)
     return ct
@@ -137,12 +149,13 @@ def _vjp_permute(ct: Any, out: Any, inputs: Any, params: Params) -> tuple[Any]:
 
 # Sliding windows over one axis: out[..., y, ..., k] = x[..., y * stride + k * dilation, ...]; the window axis comes last.
 
+
 def _infer_window(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (x,) = inputs
     axis, size, stride, dilation = params["axis"], params["size"], params["stride"], params["dilation"]
     count = (x.shape[axis] - dilation * (size - 1) - 1) // stride + 1
     require(count >= 1, f"window of {size} (dilation {dilation}) is larger than axis {axis} of shape {list(x.shape)}")
-    return (*x.shape[:axis], count, *x.shape[axis + 1:], size), x.dtype
+    return (*x.shape[:axis], count, *x.shape[axis + 1 :], size), x.dtype
 
 
 def _window(x: Array, axis: int, size: int, stride: int, dilation: int) -> Array:
@@ -156,15 +169,15 @@ def _infer_fold(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (x,) = inputs
     require(x.dtype.kind != "b", f"fold adds numbers, got bool{list(x.shape)}", DTypeError)
     axis = params["axis"]
-    return (*x.shape[:axis], params["extent"], *x.shape[axis + 1:-1]), x.dtype
+    return (*x.shape[:axis], params["extent"], *x.shape[axis + 1 : -1]), x.dtype
 
 
 def _fold(x: Array, axis: int, extent: int, stride: int, dilation: int) -> Array:
-    out = np.zeros((*x.shape[:axis], extent, *x.shape[axis + 1:-1]), x.dtype)
+    out = np.zeros((*x.shape[:axis], extent, *x.shape[axis + 1 : -1]), x.dtype)
     moved = np.moveaxis(out, axis, -1)
     source = np.moveaxis(x, axis, -2)
     for k in range(x.shape[-1]):
-        moved[..., k * dilation:k * dilation + (source.shape[-2] - 1) * stride + 1:stride] += source[..., k]
+        moved[..., k * dilation : k * dilation + (source.shape[-2] - 1) * stride + 1 : stride] += source[..., k]
     return out
 
 
@@ -190,39 +203,121 @@ def _all(*makers: Any) -> Any:
     return lambda rng: [make(rng) for make in makers]
 
 
-register(Primitive(
-    "reshape", "view", _infer_reshape, lambda x, shape: np.reshape(x, shape),
-    vjp=lambda ct, out, inputs, params: (e.reshape(ct, inputs[0].shape),),
-    samples=_all(_one((6,), shape=(2, 3)), _one((2, 3, 4), shape=(6, 4)), _one((2, 6), shape=(3, 4)), _one((), shape=(1, 1)), _one((0, 3), shape=(0,))),
-    errors=lambda: [((np.zeros(6),), {"shape": (4,)}, ShapeError, "has 6 elements")]))
-register(Primitive(
-    "permute", "view", _infer_permute, lambda x, axes: np.transpose(x, axes), vjp=_vjp_permute,
-    samples=_all(_one((3, 5), axes=(1, 0)), _one((2, 3, 4), axes=(2, 0, 1)), _one((0, 3), axes=(1, 0))),
-    errors=lambda: [((np.zeros((2, 3)),), {"axes": (0, 0)}, ShapeError, "no order")]))
-register(Primitive(
-    "expand", "view", _infer_expand, lambda x, shape: np.broadcast_to(x, shape),
-    vjp=lambda ct, out, inputs, params: (e.unexpand(ct, inputs[0].shape),),
-    samples=_all(_one((), shape=(2, 3)), _one((3,), shape=(2, 3)), _one((2, 1, 4), shape=(2, 5, 4)), _one((1, 1), shape=(0, 4))),
-    errors=lambda: [((np.zeros((2, 3)),), {"shape": (2, 4)}, ShapeError, "cannot broadcast")]))
-register(Primitive(
-    "slice", "view", _infer_slice, _slice, vjp=_vjp_slice,
-    samples=_all(_one((7,), start=(2,), size=(4,), step=(1,)), _one((5, 9), start=(4, 1), size=(5, 4), step=(-1, 2)),
-                 _one((3, 4), start=(0, 3), size=(3, 2), step=(1, -3)), _one((4,), start=(0,), size=(0,), step=(1,))),
-    errors=lambda: [((np.zeros(4),), {"start": (2,), "size": (3,), "step": (1,)}, ShapeError, "outside of axis 0")]))
-register(Primitive(
-    "pad", "view", _infer_pad, _pad, vjp=_vjp_pad,
-    samples=_all(_one((3,), low=(1,), high=(2,), value=0.0), _one((2, 5), low=(0, 2), high=(1, 0), value=-1.5), _one((0, 2), low=(1, 0), high=(0, 0), value=0.0))))
-register(Primitive(
-    "concat", "view", _infer_concat, lambda *xs, axis: np.concatenate(xs, axis), vjp=_vjp_concat,
-    samples=lambda rng: [((rng.uniform(-2, 2, (2, 3)), rng.uniform(-2, 2, (4, 3))), {"axis": 0}),
-                         ((rng.uniform(-2, 2, (2, 3)), rng.uniform(-2, 2, (2, 0)), rng.uniform(-2, 2, (2, 5))), {"axis": 1})],
-    errors=lambda: [((np.zeros((2, 3)), np.zeros((2, 4))), {"axis": 0}, ShapeError, "do not fit")]))
-register(Primitive(
-    "window", "view", _infer_window, _window, vjp=_vjp_window,
-    samples=_all(_one((9,), axis=0, size=3, stride=1, dilation=1), _one((2, 8, 3), axis=1, size=2, stride=2, dilation=1),
-                 _one((2, 10), axis=1, size=3, stride=2, dilation=2)),
-    errors=lambda: [((np.zeros(4),), {"axis": 0, "size": 5, "stride": 1, "dilation": 1}, ShapeError, "larger")]))
-register(Primitive(
-    "fold", "reduce", _infer_fold, _fold, vjp=_vjp_fold,
-    samples=_all(_one((7, 3), axis=0, extent=9, stride=1, dilation=1), _one((2, 4, 3, 2), axis=1, extent=8, stride=2, dilation=1),
-                 _one((2, 3, 3), axis=1, extent=10, stride=2, dilation=2), _one((3, 2), axis=0, extent=9, stride=3, dilation=1))))
+register(
+    Primitive(
+        "reshape",
+        "view",
+        _infer_reshape,
+        lambda x, shape: np.reshape(x, shape),
+        vjp=lambda ct, out, inputs, params: (e.reshape(ct, inputs[0].shape),),
+        samples=_all(
+            _one((6,), shape=(2, 3)),
+            _one((2, 3, 4), shape=(6, 4)),
+            _one((2, 6), shape=(3, 4)),
+            _one((), shape=(1, 1)),
+            _one((0, 3), shape=(0,)),
+        ),
+        errors=lambda: [((np.zeros(6),), {"shape": (4,)}, ShapeError, "has 6 elements")],
+    )
+)
+register(
+    Primitive(
+        "permute",
+        "view",
+        _infer_permute,
+        lambda x, axes: np.transpose(x, axes),
+        vjp=_vjp_permute,
+        samples=_all(_one((3, 5), axes=(1, 0)), _one((2, 3, 4), axes=(2, 0, 1)), _one((0, 3), axes=(1, 0))),
+        errors=lambda: [((np.zeros((2, 3)),), {"axes": (0, 0)}, ShapeError, "no order")],
+    )
+)
+register(
+    Primitive(
+        "expand",
+        "view",
+        _infer_expand,
+        lambda x, shape: np.broadcast_to(x, shape),
+        vjp=lambda ct, out, inputs, params: (e.unexpand(ct, inputs[0].shape),),
+        samples=_all(
+            _one((), shape=(2, 3)),
+            _one((3,), shape=(2, 3)),
+            _one((2, 1, 4), shape=(2, 5, 4)),
+            _one((1, 1), shape=(0, 4)),
+        ),
+        errors=lambda: [((np.zeros((2, 3)),), {"shape": (2, 4)}, ShapeError, "cannot broadcast")],
+    )
+)
+register(
+    Primitive(
+        "slice",
+        "view",
+        _infer_slice,
+        _slice,
+        vjp=_vjp_slice,
+        samples=_all(
+            _one((7,), start=(2,), size=(4,), step=(1,)),
+            _one((5, 9), start=(4, 1), size=(5, 4), step=(-1, 2)),
+            _one((3, 4), start=(0, 3), size=(3, 2), step=(1, -3)),
+            _one((4,), start=(0,), size=(0,), step=(1,)),
+        ),
+        errors=lambda: [((np.zeros(4),), {"start": (2,), "size": (3,), "step": (1,)}, ShapeError, "outside of axis 0")],
+    )
+)
+register(
+    Primitive(
+        "pad",
+        "view",
+        _infer_pad,
+        _pad,
+        vjp=_vjp_pad,
+        samples=_all(
+            _one((3,), low=(1,), high=(2,), value=0.0),
+            _one((2, 5), low=(0, 2), high=(1, 0), value=-1.5),
+            _one((0, 2), low=(1, 0), high=(0, 0), value=0.0),
+        ),
+    )
+)
+register(
+    Primitive(
+        "concat",
+        "view",
+        _infer_concat,
+        lambda *xs, axis: np.concatenate(xs, axis),
+        vjp=_vjp_concat,
+        samples=lambda rng: [
+            ((rng.uniform(-2, 2, (2, 3)), rng.uniform(-2, 2, (4, 3))), {"axis": 0}),
+            ((rng.uniform(-2, 2, (2, 3)), rng.uniform(-2, 2, (2, 0)), rng.uniform(-2, 2, (2, 5))), {"axis": 1}),
+        ],
+        errors=lambda: [((np.zeros((2, 3)), np.zeros((2, 4))), {"axis": 0}, ShapeError, "do not fit")],
+    )
+)
+register(
+    Primitive(
+        "window",
+        "view",
+        _infer_window,
+        _window,
+        vjp=_vjp_window,
+        samples=_all(
+            _one((9,), axis=0, size=3, stride=1, dilation=1),
+            _one((2, 8, 3), axis=1, size=2, stride=2, dilation=1),
+            _one((2, 10), axis=1, size=3, stride=2, dilation=2),
+        ),
+        errors=lambda: [((np.zeros(4),), {"axis": 0, "size": 5, "stride": 1, "dilation": 1}, ShapeError, "larger")],
+    )
+)
+register(
+    Primitive(
+        "fold",
+        "reduce",
+        _infer_fold,
+        _fold,
+        vjp=_vjp_fold,
+        samples=_all(
+            _one((7, 3), axis=0, extent=9, stride=1, dilation=1),
+            _one((2, 4, 3, 2), axis=1, extent=8, stride=2, dilation=1),
+            _one((2, 3, 3), axis=1, extent=10, stride=2, dilation=2),
+            _one((3, 2), axis=0, extent=9, stride=3, dilation=1),
+        ),
+    )
+)
