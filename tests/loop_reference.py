@@ -1,7 +1,7 @@
 """An interpreter of loops with numpy, independent of every code generator: the oracle of the tests of kernels.
 
-It evaluates stage by stage on whole arrays (one dimension for each axis), which is the same as point by point, since points
-of the space do not see each other.
+It evaluates stage by stage on whole arrays (one dimension for each axis), which is the same as point by point, since
+points of the space do not see each other.
 """
 
 from __future__ import annotations
@@ -144,5 +144,3 @@ class _Points:
             np.add.at(target, places, value)
         else:
             target[places] = value
-
-

@@ -3,9 +3,9 @@
     arrays = run_loop(loop, {"x": Buffer(...), "y": Buffer(...)}, {"x": x}, nt=3)
     arrays["y"]
 
-Each buffer lies in its own memory, by default so that its last byte is the last of a page with a protected page behind it:
-a kernel that reads past the end stops the test run. Output memory is filled with a pattern before the run; the bytes before
-and behind a buffer are checked afterwards.
+Each buffer lies in its own memory, by default so that its last byte is the last of a page with a protected page
+behind it: a kernel that reads past the end stops the test run. Output memory is filled with a pattern before the run;
+the bytes before and behind a buffer are checked afterwards.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def one_loop_program(loop: Loop, buffers: Mapping[str, Buffer]) -> Program:
     return Program("test", dict(buffers), (loop,), inputs, outputs)
 
 
-def default_emitter(module: Module, loop: Loop, program: Program, vector_bits: int, exact: bool = False) -> EmittedKernel:
+def default_emitter(
+    module: Module, loop: Loop, program: Program, vector_bits: int, exact: bool = False
+) -> EmittedKernel:
     """The emitter of the loop's schedule (a contraction runs as a plain nest)."""
     if loop.schedule == "scatter":
         from fusegraph.codegen.cpu.scatter import emit_scatter
@@ -78,8 +80,15 @@ def default_emitter(module: Module, loop: Loop, program: Program, vector_bits: i
 class CompiledLoop:
     """One loop as native code: `text` is its IR, `kernel` what the emitter said about it."""
 
-    def __init__(self, loop: Loop, buffers: Mapping[str, Buffer], *, vector_bits: int | None = None, exact: bool = False,
-                 emit: Callable[..., EmittedKernel] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        loop: Loop,
+        buffers: Mapping[str, Buffer],
+        *,
+        vector_bits: int | None = None,
+        exact: bool = False,
+        emit: Callable[..., EmittedKernel] | None = None,
+    ) -> None:
         bits = vector_bits or llvm.target().vector_bits
         module = Module(vector_bits=bits)
         program = one_loop_program(loop, buffers)
@@ -111,7 +120,9 @@ class CompiledLoop:
             if name in arrays:
                 buffer = self.buffers[name]
                 value = np.asarray(arrays[name])
-                assert value.dtype == buffer.dtype and value.shape == buffer.shape, f"{name}: {value.dtype}{value.shape}"
+                assert value.dtype == buffer.dtype and value.shape == buffer.shape, (
+                    f"{name}: {value.dtype}{value.shape}"
+                )
                 part.array(buffer.dtype, buffer.shape)[...] = value
         scratch = GuardedMemory(-(-self.kernel.scratch_bytes // 64) * 64, False)
         addresses = {name: part.address for name, part in memory.items()}
@@ -120,12 +131,22 @@ class CompiledLoop:
         scratch.check("scratch")
         for name, part in memory.items():
             part.check(name)
-        return {name: part.array(self.buffers[name].dtype, self.buffers[name].shape).copy() for name, part in memory.items()}
+        return {
+            name: part.array(self.buffers[name].dtype, self.buffers[name].shape).copy() for name, part in memory.items()
+        }
 
 
-def run_loop(loop: Loop, program_buffers: Mapping[str, Buffer], arrays: Mapping[str, Array], nt: int = 1, *,
-             vector_bits: int | None = None, exact: bool = False, emit: Callable[..., EmittedKernel] | None = None,
-             at_end: bool = True) -> dict[str, Array]:  # fmt: skip
+def run_loop(
+    loop: Loop,
+    program_buffers: Mapping[str, Buffer],
+    arrays: Mapping[str, Array],
+    nt: int = 1,
+    *,
+    vector_bits: int | None = None,
+    exact: bool = False,
+    emit: Callable[..., EmittedKernel] | None = None,
+    at_end: bool = True,
+) -> dict[str, Array]:
     """Compile `loop` and run it on `arrays` (inputs, states; outputs may be left out). Gives every buffer's content."""
     compiled = CompiledLoop(loop, program_buffers, vector_bits=vector_bits, exact=exact, emit=emit)
     return compiled.run(arrays, nt, at_end)

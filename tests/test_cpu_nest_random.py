@@ -1,4 +1,5 @@
-"""Random loops against the numpy interpreter: axes, stages, views, masks and reductions in combinations nobody thought of.
+"""Random loops against the numpy interpreter: axes, stages, views, masks and reductions in combinations nobody
+thought of.
 
 All values are small whole numbers, so that float32 arithmetic is exact and every result must be equal to the last bit.
 """
@@ -59,7 +60,9 @@ class Maker:
 
     def index(self, axes: tuple[Axis, ...]) -> tuple[Index, int, tuple[Any, ...]]:
         """An index over some axes, the size of the dimension it runs through, and a mask it needs."""
-        form = self.pick(["axis", "axis", "axis", "flip", "stride", "sum", "divide", "remainder", "shift", "constant", "read"])
+        form = self.pick(
+            ["axis", "axis", "axis", "flip", "stride", "sum", "divide", "remainder", "shift", "constant", "read"]
+        )
         if not axes or form == "constant":
             return Index(1), 3, ()
         axis = self.pick(axes)
@@ -159,4 +162,6 @@ def test_random_loops(bits, case):
     for nt in (1, 3):
         found = compiled.run(maker.arrays, nt)
         for name in loop.writes():
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name} nt={nt}\n{compiled.text[:3000]}")
+            np.testing.assert_array_equal(
+                found[name], expected[name], err_msg=f"{name} nt={nt}\n{compiled.text[:3000]}"
+            )

@@ -49,7 +49,9 @@ class Case:
     def load(self, name: str, *index: Any) -> Expr:
         return scalar.load(name, tuple(map(I, index)), self.buffers[name].dtype)
 
-    def check(self, loop: Loop, *, bits: Any = BITS, emit: Any = shared_scatter, written: tuple[str, ...] = ("target",)) -> CompiledLoop:
+    def check(
+        self, loop: Loop, *, bits: Any = BITS, emit: Any = shared_scatter, written: tuple[str, ...] = ("target",)
+    ) -> CompiledLoop:
         """Exact: equal to the last bit to additions one after the other. Else a product may be added with one rounding.
 
         Both: the same bits on any number of threads. Gives the exact one.
@@ -63,7 +65,9 @@ class Case:
                     found = compiled.run(self.arrays, nt)
                     for name in written:
                         what = f"{name} bits={width} nt={nt} exact={exact}"
-                        np.testing.assert_allclose(found[name], expected[name], 0 if exact else 2e-6, 0 if exact else 1e-6, err_msg=what)
+                        np.testing.assert_allclose(
+                            found[name], expected[name], 0 if exact else 2e-6, 0 if exact else 1e-6, err_msg=what
+                        )
                         assert found[name].tobytes() == first[name].tobytes(), what
         return compiled
 
@@ -78,7 +82,9 @@ def test_rows_of_an_embedding(width, index_dtype):
     case.add("rows", rows.astype(index_dtype))
     case.add("u", case.numbers((60, width)))
     t, d = Axis("t", 60), Axis("d", width)
-    store = Store("target", (read(case.load("rows", t), 13), I(d)), op("mul", case.load("u", t, d), const(3.0, float32)), "add")
+    store = Store(
+        "target", (read(case.load("rows", t), 13), I(d)), op("mul", case.load("u", t, d), const(3.0, float32)), "add"
+    )
     compiled = case.check(Loop("rows", (), (Stage(axes=(t, d), stores=(store,)),), "scatter"))
     assert compiled.kernel.parallel
 
@@ -179,7 +185,9 @@ def test_a_stage_that_initialises_first():
     case.add("u", case.numbers((30, 12)))
     r, c, t, d = Axis("r", 6), Axis("c", 12), Axis("t", 30), Axis("d", 12)
     copy = Stage(axes=(r, c), stores=(Store("target", (I(r), I(c)), case.load("base", r, c)),))
-    add = Stage(axes=(t, d), stores=(Store("target", (read(case.load("rows", t), 6), I(d)), case.load("u", t, d), "add"),))
+    add = Stage(
+        axes=(t, d), stores=(Store("target", (read(case.load("rows", t), 6), I(d)), case.load("u", t, d), "add"),)
+    )
     assert not case.check(Loop("both", (), (copy, add), "scatter")).kernel.parallel
 
 

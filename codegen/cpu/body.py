@@ -1,10 +1,11 @@
 """Scalar DAGs as LLVM values: each expression once, at the outermost loop that knows everything it depends on.
 
-Code is written for several *copies* of a vector at once. A copy is `lanes` neighbouring points along the vector axis. What
-does not depend on the vector axis is a scalar, computed once for all copies, and broadcast where a vector needs it.
+Code is written for several *copies* of a vector at once. A copy is `lanes` neighbouring points along the vector axis.
+What does not depend on the vector axis is a scalar, computed once for all copies, and broadcast where a vector needs
+it.
 
-Scopes follow the loops being written: each knows the axes that its loop binds, and the values computed inside of it, which
-are forgotten when the loop is closed. Before a loop is opened, `hoist` computes what does not depend on it.
+Scopes follow the loops being written: each knows the axes that its loop binds, and the values computed inside of it,
+which are forgotten when the loop is closed. Before a loop is opened, `hoist` computes what does not depend on it.
 """
 
 from __future__ import annotations
@@ -229,7 +230,7 @@ class Evaluator:
         return found
 
     def compute_together(self, roots: Sequence[Expr], copies: Sequence[Copy | None]) -> None:
-        """Compute `roots` for all copies, operation by operation: independent chains side by side hide each other's latency."""
+        """Compute `roots` for all copies, operation by operation: independent chains hide each other's latency."""
         if len(copies) < 2:
             return  # nothing to put side by side
         for node in walk(roots):
@@ -288,7 +289,8 @@ class Evaluator:
     def _divide(self, node: Expr, copy: Copy | None) -> str:
         """(x * r) * s with r * s = 1 / divisor, s a power of two that keeps r from overflow and underflow.
 
-        One rounding more than a division (at most 1.5 units in the last place); zero, inf and NaN give what they give there.
+        One rounding more than a division (at most 1.5 units in the last place); zero, inf and NaN give what they give
+        there.
         """
         assert copy is not None
         v, x = self.ops(copy.lanes).of(node.dtype), self.vector(node.args[0], copy)
@@ -305,7 +307,9 @@ class Evaluator:
         if found[0] is None or found[1] is None:
             value = self.value(divisor)
             size = one.unary("fabs", value)
-            scale = one.select(one.compare("ogt", size, one.constant(2.0**60)), one.constant(2.0**-64), one.constant(1.0))
+            scale = one.select(
+                one.compare("ogt", size, one.constant(2.0**60)), one.constant(2.0**-64), one.constant(1.0)
+            )
             scale = one.select(one.compare("olt", size, one.constant(2.0**-60)), one.constant(2.0**64), scale)
             reciprocal = one.div(one.constant(1.0), one.mul(value, scale))
             found = [self.remember((divisor, "reciprocal", lanes), v.broadcast(reciprocal)),

@@ -2,8 +2,8 @@
 
     define internal void @<loop.name>(ptr %p0, ..., ptr %pK-1, ptr %scratch, i64 %tid, i64 %nt)
 
-%p<i> is the base address of kernel_buffers(loop)[i] (a local buffer: this thread's own copy). %scratch is 64-byte aligned
-memory of the calling thread. The work is split among tid 0 .. nt - 1; the result does not depend on nt.
+%p<i> is the base address of kernel_buffers(loop)[i] (a local buffer: this thread's own copy). %scratch is 64-byte
+aligned memory of the calling thread. The work is split among tid 0 .. nt - 1; the result does not depend on nt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Any loop as an explicit-vector LLVM function: the emitter of schedule "nest", and of whatever no other emitter takes.
 
-The loop is brought into canonical form (nest_canonical), a plan is chosen (nest_plan), and loops are written from the outside
-in: the threads' share of the space, the rest of the space, and for each point (or each few vectors of points) the stages.
-Expressions are written by `body`, which places each at the outermost loop where it is known.
+The loop is brought into canonical form (nest_canonical), a plan is chosen (nest_plan), and loops are written from the
+outside in: the threads' share of the space, the rest of the space, and for each point (or each few vectors of points)
+the stages. Expressions are written by `body`, which places each at the outermost loop where it is known.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The form that loops have before code is written for them.
 
 - Every load and store has one index, the element's number in C order (buffers are dense).
-- Neighbouring axes that every index walks through as if they were one are one: a [64, 256] elementwise kernel runs over 16384
-  points.
+- Neighbouring axes that every index walks through as if they were one are one: a [64, 256] elementwise kernel runs
+  over 16384 points.
 - Axes that indices divide are cut where that makes them plain (nest_split).
 - A lone stage that only stores hands its axes over to the space.
-- Inner axes of all stages have the same names ("j0" is the innermost), so that an expression that two stages share is one
-  object, computed once where its value can stay in a register.
+- Inner axes of all stages have the same names ("j0" is the innermost), so that an expression that two stages share is
+  one object, computed once where its value can stay in a register.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fusegraph.codegen.cpu.nest_rewrite import Rewrite, all_indices, inner_axes, rewrite_loop, rewrite_stage, stage_roots
+from fusegraph.codegen.cpu.nest_rewrite import (
+    Rewrite,
+    all_indices,
+    inner_axes,
+    rewrite_loop,
+    rewrite_stage,
+    stage_roots,
+)
 from fusegraph.codegen.cpu.nest_split import split_axes
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.loops import Buffer, Loop, Stage
@@ -68,7 +75,7 @@ def _without_unit_axes(loop: Loop) -> Loop:
     return replace(loop, space=kept(loop.space), stages=stages)
 
 
-# -- merging axes ---------------------------------------------------------------------------------------------------------
+# -- merging axes ------------------------------------------------------------------------------------------------------
 
 
 def _is_one(outer: Axis, inner: Axis, indices: Sequence[Index]) -> bool:

@@ -150,8 +150,16 @@ class IndexWriter:
         inner = self.lanes(atom.index + shift, copy, element)
         power = divisor.bit_length() - 1 if divisor & (divisor - 1) == 0 else None
         if isinstance(atom, Mod):
-            return v.binary("urem", inner, v.constant(divisor)) if power is None else v.binary("and", inner, v.constant(divisor - 1))
-        quotient = v.binary("udiv", inner, v.constant(divisor)) if power is None else v.binary("lshr", inner, v.constant(power))
+            return (
+                v.binary("urem", inner, v.constant(divisor))
+                if power is None
+                else v.binary("and", inner, v.constant(divisor - 1))
+            )
+        quotient = (
+            v.binary("udiv", inner, v.constant(divisor))
+            if power is None
+            else v.binary("lshr", inner, v.constant(power))
+        )
         return v.sub(quotient, v.constant(shift // divisor)) if shift else quotient
 
     @staticmethod

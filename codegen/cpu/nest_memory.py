@@ -140,7 +140,9 @@ class MemoryWriter:
         elif 2 <= abs(step) <= MOST_STEP and copy.lanes > 2:
             value = self._load_every(v, pointer, copy.count, abs(step))
         else:
-            value = self._load_each(v, [self._offset(pointer, abs(step) * lane, v.element) for lane in range(copy.count)])
+            value = self._load_each(
+                v, [self._offset(pointer, abs(step) * lane, v.element) for lane in range(copy.count)]
+            )
         if step < 0:
             value = self._reversed(v, value, copy.count)
         chosen = self._e.fn.op(f"select i1 {shared}, {v.type} {value}, {v.type} {v.constant(0)}")
@@ -169,7 +171,9 @@ class MemoryWriter:
         v = self._e.ops(1).element(element)
         return self._from_memory(v.select(shared, value, v.constant(0)), dtype, 1)
 
-    def _load_broadcast(self, buffer: str, index: Index, shared: str | bool, lanes: str | None, copy: Copy, dtype: DType) -> str:
+    def _load_broadcast(
+        self, buffer: str, index: Index, shared: str | bool, lanes: str | None, copy: Copy, dtype: DType
+    ) -> str:
         """One address, but a mask that differs between lanes."""
         masks, v = self._e.ops(copy.lanes).of(bool_), self._e.ops(copy.lanes).of(dtype)
         if lanes is None:
@@ -184,11 +188,15 @@ class MemoryWriter:
         v = self._e.ops(copy.lanes).of(bool_)
         return lanes if copy.count == copy.lanes else v.binary("and", lanes, v.first_mask(copy.count))
 
-    def _load_contiguous(self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, reverse: bool) -> str:
+    def _load_contiguous(
+        self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, reverse: bool
+    ) -> str:
         v = self._e.ops(copy.lanes).element(memory_element(dtype))
         if lanes is None:
             pointer = self.pointer(buffer, index, copy)
-            value = self._load_first(v, self._offset(pointer, 1 - copy.count, v.element) if reverse else pointer, copy.count)
+            value = self._load_first(
+                v, self._offset(pointer, 1 - copy.count, v.element) if reverse else pointer, copy.count
+            )
         else:
             value = self._load_where(v, buffer, index, copy, reverse)
         if reverse:
@@ -198,25 +206,29 @@ class MemoryWriter:
         return self._from_memory(value, dtype, copy.lanes)
 
     def _load_first(self, v: VectorOps, pointer: str, count: int) -> str:
-        """The first `count` elements, in pieces of at most one register (LLVM gets wider masked loads wrong, see below)."""
+        """The first `count` elements, in pieces of at most one register (wider masked loads: see _load_where)."""
         width = min(v.lanes, max(1, _REGISTER_BYTES // element_bytes(v.element)))
         if count >= v.lanes or width == v.lanes:
             return v.load_first(pointer, count)
         piece = VectorOps(self._e.fn, width, v.element)
         pieces = [
-            piece.load_first(self._offset(pointer, at, v.element), min(count - at, width)) if at < count else piece.constant(0)
+            piece.load_first(self._offset(pointer, at, v.element), min(count - at, width))
+            if at < count
+            else piece.constant(0)
             for at in range(0, v.lanes, width)
         ]
         while len(pieces) > 1:
-            pieces = [piece.shuffle(a, b, range(2 * piece.lanes)) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+            pieces = [
+                piece.shuffle(a, b, range(2 * piece.lanes)) for a, b in zip(pieces[::2], pieces[1::2], strict=True)
+            ]
             piece = VectorOps(self._e.fn, 2 * piece.lanes, v.element)
         return pieces[0]
 
     def _load_where(self, v: VectorOps, buffer: str, index: Index, copy: Copy, reverse: bool) -> str:
         """Neighbouring elements of which some may lie outside of the buffer (those lanes hold anything).
 
-        One load where all of them are inside, else one a lane, at a place moved inside. Not llvm.masked.load: where LLVM finds
-        out late that a part of a mask is false (LLVM 22, x86), it loads that part without a mask.
+        One load where all of them are inside, else one a lane, at a place moved inside. Not llvm.masked.load: where
+        LLVM finds out late that a part of a mask is false (LLVM 22, x86), it loads that part without a mask.
         """
         fn, size = self._e.fn, self._e.buffers[buffer].size
         first = index - (copy.count - 1) if reverse else index
@@ -244,21 +256,27 @@ class MemoryWriter:
                 place = fn.select(fn.compare("ult", "i64", place, last), "i64", place, last)
             elif not 0 <= number <= last:
                 continue
-            vector = v.insert(vector, fn.load(v.element, self._offset(self._e.pointers[buffer], place, v.element)), lane)
+            vector = v.insert(
+                vector, fn.load(v.element, self._offset(self._e.pointers[buffer], place, v.element)), lane
+            )
         return vector
 
     def _reversed(self, v: VectorOps, value: str, count: int) -> str:
         """The first `count` lanes the other way round."""
         return v.shuffle(value, "poison", [*range(count - 1, -1, -1), *range(count, v.lanes)]) if v.lanes > 1 else value
 
-    def _load_gathered(self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, step: int | None) -> str:
+    def _load_gathered(
+        self, buffer: str, index: Index, lanes: str | None, copy: Copy, dtype: DType, step: int | None
+    ) -> str:
         """Neighbours a few elements apart by whole vectors and shuffles; else scalar loads, one a lane.
 
         Those are faster than the gather instructions of most processors.
         """
         v = self._e.ops(copy.lanes).element(memory_element(dtype))
         if step is not None and 2 <= step <= MOST_STEP and lanes is None and copy.lanes > 2:
-            return self._from_memory(self._load_every(v, self.pointer(buffer, index, copy), copy.count, step), dtype, copy.lanes)
+            return self._from_memory(
+                self._load_every(v, self.pointer(buffer, index, copy), copy.count, step), dtype, copy.lanes
+            )
         if step is not None and lanes is None:
             pointer = self.pointer(buffer, index, copy)
             addresses = [self._offset(pointer, step * lane, v.element) for lane in range(copy.count)]
@@ -351,4 +369,3 @@ class MemoryWriter:
             addresses = self._lane_addresses(store.buffer, index, None, copy)
         for lane, address in enumerate(addresses):
             self._store_one(v, v.extract(value, lane), address, store.mode)
-

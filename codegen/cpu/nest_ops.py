@@ -19,7 +19,8 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.primitives.sources import PHILOX_MULTIPLIER, PHILOX_ROUNDS, PHILOX_WEYL
 
 _ELEMENTS = {  # by kind and size: the name of a numpy dtype takes a microsecond to make
-    ("f", 4): "float", ("f", 8): "double", ("i", 4): "i32", ("u", 4): "i32", ("i", 8): "i64", ("u", 1): "i8", ("b", 1): "i1",
+    ("f", 4): "float", ("f", 8): "double", ("i", 4): "i32", ("u", 4): "i32", ("i", 8): "i64", ("u", 1): "i8", ("b",
+    1): "i1",
 }  # fmt: skip
 _FLOAT_PREDICATES = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
 _ROUNDINGS = {"floor": "floor", "ceil": "ceil", "round": "roundeven"}
@@ -56,7 +57,7 @@ def largest(dtype: DType) -> float | int:
 
 
 class PointOps:
-    """Primitive operations on `lanes` points at once, written into `fn`. `exact`: no contraction, C library functions."""
+    """Primitive operations on `lanes` points, written into `fn`. `exact`: no contraction, C library functions."""
 
     def __init__(self, fn: FunctionBuilder, module: Module, lanes: int, exact: bool) -> None:
         self.fn, self.module, self.lanes, self.exact = fn, module, lanes, exact

@@ -1,4 +1,5 @@
-"""How a canonical loop is run: which axis the vector lanes lie along, how much is unrolled, what is split among threads.
+"""How a canonical loop is run: which axis the vector lanes lie along, how much is unrolled, what is split among
+threads.
 
 Two ways:
   columns   lanes lie along one axis of the space; each lane is a point of its own, with its own accumulators
@@ -24,8 +25,8 @@ _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further,
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
 _STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts
 _COSTS = {
-    "div": 4.0, "sqrt": 4.0, "rsqrt": 8.0, "floordiv": 20.0, "mod": 20.0, "philox": 110.0, "exp": 26.0, "expm1": 30.0, "log": 45.0,
-    "log1p": 48.0, "tanh": 50.0, "sigmoid": 35.0, "erf": 55.0, "sin": 60.0, "cos": 60.0, "pow": 120.0,
+    "div": 4.0, "sqrt": 4.0, "rsqrt": 8.0, "floordiv": 20.0, "mod": 20.0, "philox": 110.0, "exp": 26.0, "expm1": 30.0,
+    "log": 45.0, "log1p": 48.0, "tanh": 50.0, "sigmoid": 35.0, "erf": 55.0, "sin": 60.0, "cos": 60.0, "pow": 120.0,
 }  # fmt: skip
 _LIGHT = 16.0  # instructions of a body that LLVM interleaves well by itself
 _STATIC_WEIGHT = 300  # but not if that makes more than about this many instructions
@@ -33,7 +34,7 @@ _STATIC_WEIGHT = 300  # but not if that makes more than about this many instruct
 
 @dataclass(frozen=True)
 class StagePlan:
-    """rows: the stage's vector axis (None: point by point), lanes, vectors in flight, and whether all are written out."""
+    """rows: the stage's vector axis (None: point by point), lanes, vectors in flight; whether all are written out."""
 
     axis: Axis | None
     lanes: int
@@ -45,7 +46,8 @@ class StagePlan:
 class Plan:
     """columns if `axis` is not None (the vector axis of the space), else rows (`stages` says how).
 
-    lanes         of a vector (one or two registers), and `narrow`: of one register, for what is left at the end of the axis
+    lanes         of a vector (one or two registers), and `narrow`: of one register, for what is left at the end of
+    the axis
     outer         the other axes of the space, looped over in this order
     shared        how many of them, from the front, are split among threads (as one range)
     split_vector  whether the vector axis is split too
@@ -82,7 +84,7 @@ def fitting_lanes(extent: int, lanes: int) -> int:
     return min(lanes, 1 << max(extent - 1, 1).bit_length())
 
 
-# -- costs ----------------------------------------------------------------------------------------------------------------
+# -- costs -------------------------------------------------------------------------------------------------------------
 
 
 def _uses_local(loop: Loop, buffers: Mapping[str, Buffer]) -> bool:
@@ -114,7 +116,9 @@ def _access_cost(index: Index, axis: Axis | None, lanes: int, loaded: bool) -> f
     return {1: 1.0, -1: 2.0}.get(step, 2.0 * step if loaded and 2 <= step <= MOST_STEP else 2.0 * lanes)
 
 
-def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int, known: set[Expr] | None = None) -> float:
+def _stage_cost(
+    stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: int, known: set[Expr] | None = None
+) -> float:
     """Instructions of a stage over the whole space. Values are computed once along the inner axes that they depend on.
 
     `known`: expressions whose values are in registers already.
@@ -134,7 +138,9 @@ def _stage_cost(stage: Stage, space: Sequence[Axis], axis: Axis | None, lanes: i
             continue
         cost = operation_cost(node)
         if node.op == "load":
-            cost += _access_cost(node.attribute.index[0], axis, lanes, loaded=not node.attribute.mask) + 2 * len(node.attribute.mask)
+            cost += _access_cost(node.attribute.index[0], axis, lanes, loaded=not node.attribute.mask) + 2 * len(
+                node.attribute.mask
+            )
         total += cost * evaluations(node.axes, axis in node.axes)
     points = frozenset(inner)
     for store in stage.stores:
@@ -197,7 +203,7 @@ def _work(loop: Loop) -> int:
     return total * loop.points()
 
 
-# -- unrolling and splitting ----------------------------------------------------------------------------------------------
+# -- unrolling and splitting -------------------------------------------------------------------------------------------
 
 
 def stage_weight(stage: Stage) -> float:
@@ -218,8 +224,8 @@ def _copies(weight: float, vectors: int, most: int = 4) -> int:
 def _wide_lanes(weight: float, extent: int, lanes: int) -> int:
     """Two registers a value for long bodies, so that two independent chains hide each other's latency.
 
-    Two vectors side by side do not: LLVM's scheduler puts one after the other to save registers. 20 operations with tanh,
-    sigmoid and exp on Zen 3: 37 ns a register of points with one, 25 ns with two registers a value.
+    Two vectors side by side do not: LLVM's scheduler puts one after the other to save registers. 20 operations with
+    tanh, sigmoid and exp on Zen 3: 37 ns a register of points with one, 25 ns with two registers a value.
     """
     return 2 * lanes if weight > _LIGHT and extent >= 4 * lanes else lanes
 

@@ -73,7 +73,9 @@ class Accumulator:
         else:
             take = self._ops.compare("gt" if self._largest else "lt", new[0], old[0], self._dtype)
         if ties:
-            take = masks.binary("or", take, masks.binary("and", self._same(old, new), positions.compare("slt", new[1], old[1])))
+            take = masks.binary(
+                "or", take, masks.binary("and", self._same(old, new), positions.compare("slt", new[1], old[1]))
+            )
         if mask is not None:
             take = masks.binary("and", take, mask)
         return self._v.select(take, new[0], old[0]), positions.select(take, new[1], old[1])

@@ -1,7 +1,7 @@
 """Values that several stages of a row need: kept in the thread's scratch memory, where a row is too long for registers.
 
-In softmax over 1024 columns the sum and the division both need exp(x - max). The stage that computes it first stores it to a
-scratch row, which stays in the first-level cache, and the later stage loads it.
+In softmax over 1024 columns the sum and the division both need exp(x - max). The stage that computes it first stores
+it to a scratch row, which stays in the first-level cache, and the later stage loads it.
 """
 
 from __future__ import annotations

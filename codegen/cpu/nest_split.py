@@ -1,7 +1,8 @@
-"""Axes that indices divide, or that masks cut, in parts along whose innermost one nothing is divided and no mask changes.
+"""Axes that indices divide, or that masks cut, in parts along whose innermost one nothing is divided and no mask
+changes.
 
-Reading a [8, 4, 64, 32] array as [512, 128] needs i // 64, i % 64, j // 32 and j % 32. With i = 64 i1 + i0 and j = 32 j1 + j0
-all of them are plain axes, and along j0 memory is contiguous.
+Reading a [8, 4, 64, 32] array as [512, 128] needs i // 64, i % 64, j // 32 and j % 32. With i = 64 i1 + i0 and j = 32
+j1 + j0 all of them are plain axes, and along j0 memory is contiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SMALLEST = 8  # points of the innermost part: shorter ones do not fill a vector
 
 
 def split_axes(loop: Loop) -> Loop:
-    """`loop` (with one index for each load and store) with axes cut where every quotient and remainder then dissolves."""
+    """`loop` (one index for each load and store) with axes cut where every quotient and remainder then dissolves."""
     for axis in loop.space:
         if parts := _parts(axis, loop.stages):
             cut = _Cut(axis, parts)
@@ -122,7 +123,9 @@ class _Cut(Rewrite):
 def _dissolved(axis: Axis, stages: Sequence[Stage]) -> bool:
     """Whether no quotient, remainder or mask depends on `axis`."""
     divided = any(
-        isinstance(atom, (Div, Mod)) and axis in atom.index.axes for index in all_indices(stages) for atom, _ in index.terms
+        isinstance(atom, (Div, Mod)) and axis in atom.index.axes
+        for index in all_indices(stages)
+        for atom, _ in index.terms
     )
     return not divided and not any(axis in bound.index.axes for bound in _bounds(stages))
 

@@ -171,7 +171,8 @@ class _OneStage:
             self._fn.comment(f"for {axis.name} < {whole} by {unit}: {rows.copies} vectors of {rows.lanes}")
             states = self._counted(0, whole, unit, states, block)
         rest = tuple(
-            Copy(None, at, rows.lanes, min(rows.lanes, axis.extent - at)) for at in range(whole, axis.extent, rows.lanes)
+            Copy(None, at, rows.lanes, min(rows.lanes, axis.extent - at))
+            for at in range(whole, axis.extent, rows.lanes)
         )
         if rest:
             with self._e.framed(replace(frame, copies=rest)):
@@ -215,7 +216,9 @@ class _OneStage:
     def _position(self, copy: Copy | None) -> str:
         """The number of the point in C order over the reduce axes."""
         index = Index()
-        for axis, stride in zip(self._stage.reduce_axes, row_strides([a.extent for a in self._stage.reduce_axes]), strict=True):
+        for axis, stride in zip(
+            self._stage.reduce_axes, row_strides([a.extent for a in self._stage.reduce_axes]), strict=True
+        ):
             index = index + Index.of(axis) * stride
         if copy is not None:
             return self._e.indices.lanes(index, copy, self._position_element)

@@ -1,10 +1,11 @@
-"""Schedule "scatter": points that add to elements whose place is read at run time (gradients of embeddings, of gathers).
+"""Schedule "scatter": points that add to elements whose place is read at run time (gradients of embeddings, of
+gathers).
 
 Several points may add to one element; for every element they do so in C order, however many threads there are:
 
 - Where different points of the outermost axis never meet, threads share that axis.
-- Else every thread walks through all points and takes those whose destination row has (row % nt == tid). A row is what the
-  innermost axis runs along; it is added as vectors.
+- Else every thread walks through all points and takes those whose destination row has (row % nt == tid). A row is
+  what the innermost axis runs along; it is added as vectors.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class _Scatter:
         axes = inner_axes(stage)
         self._vector = axes[-1] if axes and not stage.reduces and _lanes_differ(stage, axes[-1]) else None
         self._outer = axes[:-1] if self._vector is not None else axes
-        plan = plan_stage(stage, self._vector, fitting_lanes(self._vector.extent, lanes) if self._vector is not None else 1)
+        plan = plan_stage(
+            stage, self._vector, fitting_lanes(self._vector.extent, lanes) if self._vector is not None else 1
+        )
         whole = Plan(None, 1, 1, 1, 1, (), 0, False, (plan,), False)
         self._inner = replace(stage, axes=(self._vector,) if self._vector is not None else ())
         self._stages = StageWriter(evaluator, whole)
