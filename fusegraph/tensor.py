@@ -255,8 +255,9 @@ class Tensor(TensorMethods):
             trace.values_read[id(self)] = (self, self._version)
         if isinstance(value, Node) or (known is not None and known.assigned):
             raise TraceError(
-                f"{wanted} needs the value of a {self.dtype.name}{list(self.shape)} tensor, which is known only when the compiled "
-                f"function runs\n  at {user_location()}\n  Use fg.where(condition, a, b) in place of `if`, keep numbers as tensors, "
+                f"{wanted} needs the value of a {self.dtype.name}{list(self.shape)} tensor, which is known only when "
+                f"the compiled function runs\n  at {user_location()}\n  "
+                "Use fg.where(condition, a, b) in place of `if`, keep numbers as tensors, "
                 "or do this outside of the compiled function."
             )
         return value  # type: ignore[no-any-return]

@@ -69,5 +69,6 @@ def _culprit(artifact: Artifact, inputs: Sequence[Array]) -> str:
     )
     for node, got in zip(roots, probe.run([np.array(value) for value in inputs]), strict=True):
         if problem := differs(got, values[node]):
-            return f"the first operation that differs is {node.op} {node.dtype.name}{list(node.shape)} at {node.location}: {problem}"
+            what = f"{node.op} {node.dtype.name}{list(node.shape)} at {node.location}"
+            return f"the first operation that differs is {what}: {problem}"
     return "each operation alone is right: the difference comes from fusing them (compile with fuse=False to go on)"

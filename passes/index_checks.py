@@ -19,7 +19,7 @@ _LIGHT = ("map", "zip", "view", "source", "gather")
 
 
 def index_checks(graph: Graph, names: dict[Node, str]) -> tuple[tuple[Guard, ...], tuple[Check, ...]]:
-    """The checks of `graph`, whose inputs are called `names`. Raises IndexRangeError for a constant index that is out of range."""
+    """The checks of `graph`, whose inputs are called `names`. Raises IndexRangeError for a constant index out of range."""
     guards: list[Guard] = []
     checks: list[Check] = []
     for node in graph.nodes:

@@ -40,7 +40,7 @@ class KernelGraph:
             self.predecessors[after].add(before)
 
     def _connect(self) -> None:
-        """Edges between the single-root kernels: a reader after its writer, and what overwrites after the readers of the old value.
+        """Edges between the single-root kernels: a reader after its writer, what overwrites after readers of the old value.
 
         A copy back into a state, at the end, overwrites too.
         """

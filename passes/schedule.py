@@ -127,7 +127,7 @@ def _stage_key(plan: _Plan, root: Root, depth: int, later: list[Root]) -> tuple[
 
 
 def _beside_its_producer(plan: _Plan, root: Root, depth: int, key: tuple[object, ...]) -> bool:
-    """Whether something that `root` reads from memory is made at the same depth, but in another stage: the order would be left open."""
+    """Whether something that `root` reads from memory is made at the same depth in another stage: the order would be open."""
     made = {load.buffer for load in loads(root)} & plan.roots.keys()
     return any(
         plan.depth[name] == depth and plan.key[name] != key and inner_axes(plan.roots[name], plan.group.space)

@@ -1,6 +1,6 @@
 """Random op graphs for the tests of fusion: every primitive, odd sizes, shared values, updates in place.
 
-`random_graph(seed)` gives a graph; `random_arrays(graph, seed)` inputs for it. Graphs of mode "exact" hold small whole numbers and
+`random_graph(seed)` gives a graph; `random_arrays(graph, seed)` its inputs. Graphs of mode "exact" hold small whole numbers and
 only operations that round nothing, so that comparisons and positions of extremes must agree in every bit.
 """
 

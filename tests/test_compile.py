@@ -458,7 +458,7 @@ def test_no_gradient_where_none_is_recorded(backend: str) -> None:
     assert "gradients" in fast.reasons[1]
 
 
-# -- weights that change shape of use ----------------------------------------------------------------------------------------------
+# -- weights that change shape of use ---------------------------------------------------------------------------
 
 
 @backends

@@ -1,4 +1,4 @@
-"""Fusion keeps meaning: fused and unfused programs give what the op graph gives, in any order of points, in the planned memory."""
+"""Fusion keeps meaning: fused and unfused programs give what the op graph gives, in any order, in planned memory."""
 
 from __future__ import annotations
 

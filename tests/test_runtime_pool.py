@@ -252,7 +252,7 @@ def test_one_thread_needs_no_workers(tmp_path):
 def test_a_closed_pool_runs_on_the_caller_alone_and_closes_twice(tmp_path):
     steps = Steps(pool.default_parker(), DiskCache(tmp_path))
     names = [f"fusegraph-worker-{tid}" for tid in (1, 2)]
-    before = {thread for thread in threading.enumerate()}
+    before = set(threading.enumerate())
     assert steps.marks(3) == [3, 3, 3]
     mine = [thread for thread in threading.enumerate() if thread not in before]
     assert sorted(thread.name for thread in mine) == names and all(thread.daemon for thread in mine)

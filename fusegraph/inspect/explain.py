@@ -127,6 +127,6 @@ def _kernel_lines(number: int, kernel: dict[str, Any]) -> list[str]:
     where = "; ".join(kernel["lines"][:4]) + ("; ..." if len(kernel["lines"]) > 4 else "")
     return [
         f"  {number:3} {kernel['schedule']:<8} [{space}] {operations}",
-        f"      reads {bytes_text(cost['bytes_read'])}, writes {bytes_text(cost['bytes_written'])}, {cost['flops'] / 1e6:.3f} Mflop"
-        + (f"   {where}" if where else ""),
+        f"      reads {bytes_text(cost['bytes_read'])}, writes {bytes_text(cost['bytes_written'])}, "
+        f"{cost['flops'] / 1e6:.3f} Mflop" + (f"   {where}" if where else ""),
     ]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fusegraph.ir.scalar import Expr
@@ -58,7 +58,7 @@ class Indirect:
         return hash((id(self.value), self.extent))
 
 
-Atom = Union[Axis, Div, Mod, Indirect]
+Atom = Axis | Div | Mod | Indirect
 Substitution = Mapping[Axis, "Index"]
 
 

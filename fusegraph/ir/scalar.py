@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Union
+from typing import Any
 
 from fusegraph.dtypes import DType, bool_, int64, uint32
 from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
@@ -46,7 +46,7 @@ class Divides:
         return f"{self.divisor} divides {self.index}"
 
 
-Condition = Union[Bound, Divides]
+Condition = Bound | Divides
 Mask = tuple[Condition, ...]
 
 
