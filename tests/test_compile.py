@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -508,3 +511,43 @@ def test_embedding_and_sequences_train(backend: str) -> None:
         return [step(ids) for _ in range(4)] + [table.weight]
 
     agree(run, backend)
+
+
+# -- determinism --------------------------------------------------------------------------------------------------------------------
+
+_DIGEST = """
+import hashlib, numpy as np, fusegraph as fg, fusegraph.functional as F
+from fusegraph import nn, optim
+def programs():
+    fg.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(36, 10))
+    opt = optim.AdamW(model.parameters())
+    def step(x, y):
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        opt.step()
+        return loss
+    x, y = np.zeros((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 3])
+    found = []
+    for function, arguments in ((step, (x, y)), (model, (x,))):
+        version = fg.compile(function, backend="python").compiled_for(*arguments)
+        for artifact in filter(None, (version.artifact, version.backward)):
+            program, report = artifact.fused
+            found.append(str(program) + repr([(r.rule, r.producer, r.consumer, r.nbytes) for r in report.refusals]))
+    return "\\n".join(found)
+first = programs()
+assert first == programs(), "the same process compiles the same model into two programs"
+print(hashlib.sha256(first.encode()).hexdigest())
+"""
+
+
+def test_the_same_model_gives_the_same_programs_in_every_process() -> None:
+    digests = set()
+    for seed in ("0", "1", "77"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout)
+    assert len(digests) == 1

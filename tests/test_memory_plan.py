@@ -133,5 +133,5 @@ def test_the_checker_finds_memory_that_is_shared_too_early(monkeypatch: pytest.M
         memory, "plan_offsets", lambda intervals, align: ([0] * len(intervals), real(intervals, align)[1])
     )
     assert len(plan_memory(program).arena) > 1
-    with pytest.raises(ProgramError, match="overwritten"):
+    with pytest.raises(ProgramError, match="overwritten|touched by another"):
         run_checked(program, [np.array(array) for array in arrays])
