@@ -182,10 +182,11 @@ def generator_digest() -> str:
 
 def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
     from fusegraph.runtime.cache import DiskCache
+    from fusegraph.runtime.executable import data_field
 
     cache = DiskCache()
     text = repr(graph.structure())
-    return cache, cache.key("step", text, repr((options.fuse, options.exact, options.disable)), generator_digest())
+    return cache, cache.key("step", text, repr((options.fuse, options.exact, options.disable, data_field())), generator_digest())
 
 
 def _build_native(graph: Graph, options: Options) -> Artifact:
@@ -219,14 +220,15 @@ def step_code(artifact: Artifact) -> Any:
     """The LLVM IR of an artifact's fused program (codegen.cpu.step.StepCode)."""
     from fusegraph.codegen.cpu.step import emit_step
     from fusegraph.runtime import llvm
+    from fusegraph.runtime.executable import data_field
     from fusegraph.runtime.pool import barrier_ir
 
-    return emit_step(artifact.fused[0], llvm.target().vector_bits, barrier_ir(), artifact.options.exact)
+    return emit_step(artifact.fused[0], llvm.target().vector_bits, barrier_ir(), artifact.options.exact, data_field())
 
 
 def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     from fusegraph.runtime import llvm
-    from fusegraph.runtime.executable import Slot, StepLayout
+    from fusegraph.runtime.executable import Slot, StepLayout, data_field
 
     seconds = artifact.seconds
     clock = time.perf_counter()
@@ -240,7 +242,7 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     seconds["llvm"] = time.perf_counter() - clock
     slots = tuple(Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals))
     layout = StepLayout(slots, program.inputs, program.outputs, program.guards, step.memory.arena_bytes, step.workspace_bytes,
-                        tuple(kernel.name for kernel in step.kernels), step.barriers, step.memory.unshared_bytes, program.checks)
+                        tuple(kernel.name for kernel in step.kernels), step.barriers, step.memory.unshared_bytes, program.checks, data_field())
     return code, layout
 
 

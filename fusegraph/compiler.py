@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from fusegraph.build import Artifact, Options, build
 from fusegraph.errors import DTypeError, FusegraphError, OptionError, UnsupportedError
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.partition import Joint, split_joint
+from fusegraph.repeat import MADE, MISS, Repeat, no_repeat, now, repeat_of
 from fusegraph.tensor import Tensor, as_tensor
 from fusegraph.trace import Guard, Trace, configuration_version, current_trace, tracing
 
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 Key = tuple[Any, ...]
 DEFAULT_VERSIONS = 64
 _compiling = threading.RLock()  # one for all: expressions are interned by the process, and traces set and restore gradients
-_MADE = object()  # stands for a tensor among a function's results
+MAX_REPEATS = 4  # signatures that are tried the short way before a key is made
 
 
 def compile(target: Any = None, *, backend: str = "cpu", fuse: bool = True, exact: bool = False, verify: bool = False,  # noqa: A001
@@ -79,6 +79,7 @@ class Version:
     backward: Artifact | None = None
     checked: int = -1
     calls: int = field(default=0)
+    used: int = field(default_factory=now)
     signatures: list[tuple[Any, ...]] = field(init=False)
     learned: list[Tensor] = field(init=False)
     dense: bool = field(init=False)
@@ -98,9 +99,20 @@ class Version:
                 return False
             self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
             self.checked = version
-        return (all((tensor._grad is None) == was_none for tensor, was_none in self.grads_seen)
-                and all(tensor._version == seen for tensor, seen in self.values_seen)
-                and all(tensor.requires_grad for tensor in self.learned))
+        return self.unchanged()
+
+    def unchanged(self) -> bool:
+        """Whether what can change without a change of the configuration is as it was."""
+        for tensor, was_none in self.grads_seen:
+            if (tensor._grad is None) != was_none:
+                return False
+        for tensor, seen in self.values_seen:
+            if tensor._version != seen:
+                return False
+        for tensor in self.learned:
+            if not tensor.requires_grad:
+                return False
+        return True
 
     def changes(self) -> list[str]:
         """What is not as it was, in words."""
@@ -127,10 +139,12 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], options: Options, versions: int = DEFAULT_VERSIONS) -> None:
         self._function, self._options, self._limit = function, options, versions
-        self._versions: OrderedDict[int, Version] = OrderedDict()
+        self._versions: dict[int, Version] = {}
         self._by_key: dict[Key, list[int]] = {}
         self._made = 0
         self._last: Version | None = None
+        self._repeats: tuple[Repeat, ...] = ()  # what is tried the short way, the one used last first
+        self._repeat: Callable[[tuple[Any, ...], dict[str, Any]], Any] = no_repeat
         self.reasons: list[str] = []
         functools.update_wrapper(self, function, updated=())
         self._names = _parameter_names(function)
@@ -144,14 +158,37 @@ class Compiled:
         return f"<fusegraph.compile of {_title(self._function)}: {len(self._versions)} version(s), backend {self._options.backend}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._repeat(args, kwargs)
+        return result if result is not MISS else self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if current_trace() is not None:
             return self._function(*args, **kwargs)
+        for repeat in self._repeats[1:]:
+            result = repeat.run(args, kwargs)
+            if result is not MISS:
+                self._put_first(repeat)
+                return result
         leaves, rebuild = tree.flatten((args, kwargs), Tensor)
         key = self._key(leaves, args, kwargs)
         version = self._last
         if version is None or version.key != key or not version.holds():
             version = self._version(key, leaves, rebuild)
-        return self._run(version, leaves)
+        result = self._run(version, leaves)
+        self._add_repeat(version, args, kwargs)
+        return result
+
+    def _add_repeat(self, version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """From now on such a call goes the short way."""
+        found = next((repeat for repeat in self._repeats if repeat.version is version), None) or repeat_of(version, args, kwargs)
+        if found is not None:
+            self._put_first(found)
+
+    def _put_first(self, first: Repeat) -> None:
+        """`first` is tried first from now on."""
+        self._repeats = (first, *(repeat for repeat in self._repeats if repeat is not first))[:MAX_REPEATS]
+        self._repeat, first.version.used = first.run, now()
+        self._last = first.version
 
     # -- finding the version ------------------------------------------------------------------------------------------
 
@@ -173,7 +210,6 @@ class Compiled:
             for number in self._by_key.get(key, ()):
                 version = self._versions[number]
                 if version.holds():
-                    self._versions.move_to_end(number)
                     self._last = version
                     return version
             version = self._compile(key, leaves, rebuild)
@@ -186,22 +222,25 @@ class Compiled:
         self._made += 1
         self._last = version
         while len(self._versions) > self._limit:
-            number, old = self._versions.popitem(last=False)
+            number = min(self._versions, key=lambda number: self._versions[number].used)
+            old = self._versions.pop(number)
             self._by_key[old.key].remove(number)
+            self._repeats = tuple(repeat for repeat in self._repeats if repeat.version is not old)
+            self._repeat = self._repeats[0].run if self._repeats else no_repeat
 
-    def _reason(self, key: Key, leaves: list[Any]) -> str:
+    def _reason(self, key: Key, names: list[str]) -> str:
         """Why the versions at hand do not serve."""
         if not self._versions:
             return "first call"
-        known = next(reversed(self._versions.values()))
+        known = max(self._versions.values(), key=lambda version: version.used)
         for number in self._by_key.get(key, ()):
             return "; ".join(self._versions[number].changes()) or "a setting changed"
-        return _difference(known.key, key, self._names, leaves)
+        return _difference(known.key, key, names)
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
     def _compile(self, key: Key, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Version:
-        reason = self._reason(key, leaves)
+        reason = self._reason(key, _leaf_names(self._names, leaves, rebuild))
         self.reasons.append(reason)
         events.event("recompile", f"{_title(self._function)}: {reason}")
         tensors = [_as_argument(leaf) for leaf in leaves]
@@ -238,7 +277,7 @@ class Compiled:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             backward = build(backward_graph, self._options)
         return Version(key, build(graph, self._options), read, owners, written, [g.again() for g in trace.guards], rebuild,
-                       [_MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads,
+                       [MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads,
                        list(trace.grads_read.values()), list(trace.values_read.values()), joint, backward)
 
     def _joint(self, trace: Trace, symbols: list[Any], outputs: list[Tensor]) -> Joint | None:
@@ -269,6 +308,7 @@ class Compiled:
         before = {position: arrays[position].copy() for position in version.joint.overwritten} if version.joint is not None else {}
         made = version.artifact.run(arrays)
         version.calls += 1
+        version.used = now()
         for position in version.written:
             sources[position]._version += 1
             if arrays[position] is not sources[position]._value:
@@ -278,7 +318,7 @@ class Compiled:
         if version.joint is not None and version.backward is not None:
             version.joint.attach(version, sources, arrays, outputs, made, before)
         rest = iter(outputs)
-        return version.rebuild([next(rest) if leaf is _MADE else leaf for leaf in version.results])
+        return version.rebuild([next(rest) if leaf is MADE else leaf for leaf in version.results])
 
     # -- looking inside -----------------------------------------------------------------------------------------------
 
@@ -435,16 +475,17 @@ def _dense(array: Array) -> Array:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _difference(old: Key, new: Key, names: tuple[str, ...], leaves: list[Any]) -> str:
+def _difference(old: Key, new: Key, names: list[str]) -> str:
     """What differs between two signatures, in words."""
     if len(old) != len(new) or old[:2] != new[:2]:
         return "gradients are recorded now" if new[0] and not old[0] else "gradients are not recorded now" if old[0] != new[0] \
             else "another number or nesting of arguments"
     texts = []
+    first = next((i for i, part in enumerate(new) if isinstance(part, tuple)), 0)
     for position, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after or not isinstance(before, tuple) or not isinstance(after, tuple):
             continue
-        place = position - 2
+        place = position - first
         name = names[place] if 0 <= place < len(names) else f"argument {place}"
         texts.append(_leaf_difference(name, before, after))
     return "; ".join(texts) or "another nesting of arguments"

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusegraph.errors import TraceError
 from fusegraph.ir.graph import GraphBuilder, Node
@@ -25,26 +25,28 @@ class _Active(threading.local):
     trace: Trace | None = None
 
 
-_active = _Active()
+active = _Active()
 
 
 def current_trace() -> Trace | None:
     """The trace that is running in this thread."""
-    return _active.trace
+    return active.trace
 
 
-_configuration = 0
+class Settings:
+    """What traces may depend on. `version` grows when a setting is changed: only then need their guards be read again."""
+
+    version: ClassVar[int] = 0
 
 
 def configuration_version() -> int:
-    """A number that grows when a setting that traces may depend on is changed: only then need their guards be read again."""
-    return _configuration
+    """See `Settings`."""
+    return Settings.version
 
 
 def configuration_changed() -> None:
     """Called when such a setting (training mode, `requires_grad`, an optimizer's option) is changed."""
-    global _configuration
-    _configuration += 1
+    Settings.version += 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Trace:
         self.grads_before.setdefault(id(tensor), (tensor, tensor._grad))
 
     def read_grad(self, tensor: Tensor, gradient: Any) -> None:
-        """Called when `tensor.grad` is read: what it was before the call is an input of the step, and whether it was None a guard."""
+        """Called when `tensor.grad` is read: its value before the call is an input of the step, whether it was None a guard."""
         if id(tensor) not in self.grads_before and not tensor.is_symbol:
             self.grads_read.setdefault(id(tensor), (tensor, gradient is None))
             if gradient is not None:
@@ -146,20 +148,20 @@ class Trace:
 @contextmanager
 def tracing() -> Iterator[Trace]:
     """A new trace, active inside."""
-    before, trace = _active.trace, Trace()
-    _active.trace = trace
+    before, trace = active.trace, Trace()
+    active.trace = trace
     try:
         yield trace
     finally:
-        _active.trace = before
+        active.trace = before
         trace.closed = True
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
     """No trace is active inside: for work on concrete values (building a new module, say) during a trace."""
-    before, _active.trace = _active.trace, None
+    before, active.trace = active.trace, None
     try:
         yield
     finally:
-        _active.trace = before
+        active.trace = before

@@ -44,25 +44,30 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
     return emit_nest(module, loop, program, vector_bits, exact=exact)
 
 
-def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False) -> StepCode:
-    """The whole program. `barrier_text` defines @fg_barrier."""
+def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False, data_field: int | None = None) -> StepCode:
+    """The whole program. `barrier_text` defines @fg_barrier.
+
+    data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
+    """
     module = Module(vector_bits=vector_bits)
     kernels = tuple(emit_kernel(module, loop, program, vector_bits, exact) for loop in program.loops)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
-    barriers = _emit_driver(module, program, memory, kernels, guards, workspace)
+    barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field)
     return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
 
 
 def _emit_driver(module: Module, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...], guards: list[str],
-                 workspace: int) -> int:
+                 workspace: int, data_field: int | None) -> int:
     fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
     arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
     space = fn.load("ptr", fn.gep("%table", TABLE_WORKSPACE, "ptr"))
     mine = fn.gep(space, fn.op(f"mul i64 %tid, {workspace}"), "i8")
     address = {name: fn.load("ptr", fn.gep("%table", TABLE_FIRST + slot, "ptr")) for slot, name in enumerate(memory.externals)}
+    if data_field is not None:
+        address = {name: fn.load("ptr", fn.gep(entry, data_field, "i8")) for name, entry in address.items()}
     address |= {name: fn.gep(arena, offset, "i8") for name, offset in memory.arena.items()}
     address |= {name: fn.gep(mine, offset, "i8") for name, offset in memory.locals.items()}
     scratch = fn.gep(mine, memory.local_bytes, "i8")

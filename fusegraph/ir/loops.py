@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 
 from fusegraph.dtypes import DType
 from fusegraph.ir.graph import Node
+from fusegraph.ir.guard import Check, Guard
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.scalar import Expr, walk
 
@@ -129,31 +130,6 @@ def _store_values(store: Store) -> list[Expr]:
     from fusegraph.ir.scalar import indirect_values
 
     return [value for index in store.index for value in indirect_values(index)]
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Before a program runs: every element of `buffer` (an input) lies in [low, high), or is `allow`; else IndexRangeError."""
-
-    buffer: str
-    low: int
-    high: int
-    allow: int | None
-    what: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """As a Guard, for an index that is part of an input or computed from inputs: `graph` (text) computes it from `inputs` (buffers)."""
-
-    graph: str
-    inputs: tuple[str, ...]
-    low: int
-    high: int
-    allow: int | None
-    what: str
-    where: str
 
 
 @dataclass(frozen=True)

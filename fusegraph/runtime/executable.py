@@ -6,20 +6,23 @@ with its memory: `run(inputs)` fills the table, calls, and gives the outputs.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fusegraph.errors import CompilerError
-from fusegraph.ir.loops import Buffer, Check, Guard
+from fusegraph.ir.guard import Check, Guard
 from fusegraph.runtime import llvm
-from fusegraph.runtime.guards import check_computed, check_guard
-from fusegraph.runtime.memory import CACHE_LINE, Arena, aligned_empty
+from fusegraph.runtime.memory import CACHE_LINE, Arena
 from fusegraph.runtime.pool import default_pool
-from fusegraph.runtime.threads import get_num_threads
 from fusegraph.runtime.threads_choice import ThreadChoice
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +40,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class StepLayout:
-    """What native code expects. `inputs`: names in argument order; `outputs`: names in result order."""
+    """What native code expects. `inputs`: names in argument order; `outputs`: names in result order.
+
+    data_field: the table has addresses of array objects, where the address of the data stands so many bytes in; None: it has that.
+    """
 
     slots: tuple[Slot, ...]
     inputs: tuple[str, ...]
@@ -49,6 +55,7 @@ class StepLayout:
     barriers: int
     unshared_bytes: int
     checks: tuple[Check, ...] = ()
+    data_field: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -59,12 +66,12 @@ class StepLayout:
         """From JSON data. Raises KeyError or TypeError when it is not a layout."""
         slots = tuple(Slot(s["name"], s["role"], tuple(s["shape"]), s["dtype"]) for s in data["slots"])
         guards = tuple(Guard(**guard) for guard in data["guards"])
-        rest = {key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes")}
+        rest = {key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes", "data_field")}
         checks = tuple(Check(**{**check, "inputs": tuple(check["inputs"])}) for check in data["checks"])
         return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]), checks=checks, **rest)
 
 
-TABLE_FIRST, TABLE_ERROR = 3, 2
+TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3  # as in codegen.cpu.step
 
 
 def address_of(array: Array) -> int:
@@ -72,59 +79,100 @@ def address_of(array: Array) -> int:
     return array.ctypes.data  # type: ignore[no-any-return]
 
 
-class NativeStep:
-    """Native code of a step with its memory. One call at a time: concurrent callers wait for each other."""
+@lru_cache(maxsize=1)
+def data_field() -> int | None:
+    """Where, in an array object, its data's address stands (part of numpy's binary interface); None where id() is no address.
 
-    def __init__(self, code: bytes, layout: StepLayout) -> None:
+    With it native code takes array objects: `array.ctypes.data` alone would take longer than the rest of a small call.
+    """
+    field = object.__basicsize__  # right behind the object's head
+    probe = np.zeros(3, np.int64)
+    if sys.implementation.name != "cpython":
+        return None
+    known = all(ctypes.c_size_t.from_address(id(array) + field).value == address_of(array) for array in (probe, probe[1:]))
+    return field if known else None
+
+
+class NativeStep:
+    """Native code of a step with its memory. One call at a time: concurrent callers wait for each other.
+
+    `shapes`: of the outputs, where they are to differ from the layout's (by axes of size 1, say).
+
+    table, pointer, lock   what the code reads, where it is, and who may fill it
+    input_places, outputs  places in the table: of inputs; of outputs, with shape and dtype
+    twice                  for each result which of the outputs it is, and whether that was given out before; None: each once
+    entry, address_of      what stands in the table for an array: Python text, and the function that it calls
+    held                   see `run`
+    """
+
+    def __init__(self, code: bytes, layout: StepLayout, shapes: Sequence[tuple[int, ...]] | None = None) -> None:
         self.layout = layout
         self.code = llvm.load(code, ("step",))
         self.arena = Arena(layout.arena_bytes)
-        self._lock = threading.Lock()
-        self._table = aligned_empty(TABLE_FIRST + len(layout.slots), np.int64)
-        self._table[:] = 0
-        self._table[0] = self.arena.address
-        self._pointer = address_of(self._table)
+        self.lock = threading.Lock()
+        words = (ctypes.c_int64 * (TABLE_FIRST + len(layout.slots)))()
+        self.pointer = ctypes.addressof(words)
+        self.table = memoryview(words).cast("B").cast("q")  # a store takes half of the time
+        self.table[TABLE_ARENA] = self.arena.address
+        self.entry, self.address_of = ("address_of({})", address_of) if layout.data_field is None else ("id({})", id)
         place = {slot.name: TABLE_FIRST + i for i, slot in enumerate(layout.slots)}
-        slots = {slot.name: slot for slot in layout.slots}
-        self._input_places = [place[name] for name in layout.inputs]
-        made = [slot for slot in layout.slots if slot.role == "output"]
-        self._outputs = [(place[slot.name], slot.shape, np.dtype(slot.dtype)) for slot in made]
-        order = [slot.name for slot in made]
-        self._result_order = [order.index(name) for name in layout.outputs]
-        self._slots = slots
-        self._bound: list[Array | None] = [None] * len(layout.inputs)
-        self.choice = ThreadChoice(default_pool().bind(self.code.address("step"), owner=self.code))
+        self._slots = {slot.name: slot for slot in layout.slots}
+        self.input_places = [place[name] for name in layout.inputs]
+        wanted = shapes or [self._slots[name].shape for name in layout.outputs]
+        self.outputs, self.twice = _outputs_of(layout, wanted, place)
+        self.held: Sequence[Array] = ()
         self._workspace: Arena | None = None
-        self._workspace_threads = 0
+        bound = default_pool().bind(self.code.address("step"), owner=self.code)
+        self.choice = ThreadChoice(bound, prepare=self._grow)
+        _steps.add(self)
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array], held: Sequence[Array] = ()) -> list[Array]:
         """Run the step on arrays in the order of `layout.inputs` (C-contiguous, of the right types); states change in place.
 
+        held: the last inputs, if they are the same arrays as in most calls: their addresses are taken when another sequence
+        object than in the last call is given. The outputs are new arrays.
         Raises IndexRangeError when an index argument is out of range; nothing has been changed then.
         """
-        table, bound = self._table, self._bound
-        with self._lock:
-            for check in self.layout.checks:
-                check_computed(check, dict(zip(self.layout.inputs, inputs, strict=True)))
-            for i, array in enumerate(inputs):
-                if array is not bound[i]:
-                    table[self._input_places[i]] = array.ctypes.data
-                    bound[i] = array
+        if self.layout.checks:
+            self._check([*inputs, *held])
+        table = self.table
+        with self.lock:
+            if held is not self.held:
+                self.hold(held)
+            for place, array in zip(self.input_places, inputs):  # held ones follow
+                table[place] = self.address_of(array)
             results = []
-            for place, shape, dtype in self._outputs:
+            for place, shape, dtype in self.outputs:
                 made = np.empty(shape, dtype)
-                table[place] = made.ctypes.data
+                table[place] = self.address_of(made)
                 results.append(made)
-            if self._workspace_threads != get_num_threads():
-                self._grow(get_num_threads())
-            self.choice.call(self._pointer)
-            if self.layout.guards and table[TABLE_ERROR]:
-                table[TABLE_ERROR] = 0
-                self._explain_guard(inputs)
-        return [results[i] for i in self._result_order]
+            self.choice.call(self.pointer)
+            if table[TABLE_ERROR]:
+                self.explain_guard([*inputs, *held])
+        if self.twice is not None:
+            results = [results[i].copy() if again else results[i] for i, again in self.twice]
+        return results
 
-    def _explain_guard(self, inputs: Sequence[Array]) -> None:
-        """Raise the IndexRangeError that the native check found."""
+    def hold(self, held: Sequence[Array]) -> None:
+        """Put `held` into the table, as the last inputs. Under the lock."""
+        first = len(self.input_places) - len(held)
+        for place, array in zip(self.input_places[first:], held, strict=True):
+            self.table[place] = self.address_of(array)
+        self.held = held
+
+    def _check(self, inputs: Sequence[Array]) -> None:
+        from fusegraph.runtime.guards import check_computed
+
+        arrays = dict(zip(self.layout.inputs, inputs, strict=True))
+        for check in self.layout.checks:
+            check_computed(check, arrays)
+
+    def explain_guard(self, inputs: Sequence[Array]) -> None:
+        """Raise the IndexRangeError that the native check found. Under the lock."""
+        self.table[TABLE_ERROR] = 0
+        from fusegraph.ir.loops import Buffer
+        from fusegraph.runtime.guards import check_guard
+
         arrays = dict(zip(self.layout.inputs, inputs, strict=True))
         for guard in self.layout.guards:
             slot = self._slots[guard.buffer]
@@ -132,7 +180,32 @@ class NativeStep:
         raise CompilerError("a check of an index argument failed in native code, but not in numpy")
 
     def _grow(self, threads: int) -> None:
-        """A workspace for each thread."""
-        self._workspace = Arena(self.layout.workspace_bytes * max(threads, 1) + CACHE_LINE)
-        self._workspace_threads = threads
-        self._table[1] = self._workspace.address
+        """A workspace for each thread (called before a step first runs on so many)."""
+        self._workspace = Arena(self.layout.workspace_bytes * threads + CACHE_LINE)
+        self.table[TABLE_WORKSPACE] = self._workspace.address
+
+    def _after_fork(self) -> None:
+        if self.lock.locked():  # by a thread that the child does not have
+            self.lock.release()
+
+
+def _outputs_of(layout: StepLayout, shapes: Sequence[tuple[int, ...]],
+                place: dict[str, int]) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool]] | None]:
+    """(place, shape, dtype) of every output once; for each result (which of them, whether it was given out before), if any was."""
+    dtypes = {slot.name: np.dtype(slot.dtype) for slot in layout.slots}
+    first: dict[str, int] = {}
+    results = [(first.setdefault(name, len(first)), name in layout.outputs[:i]) for i, name in enumerate(layout.outputs)]
+    made = [(place[name], tuple(shapes[layout.outputs.index(name)]), dtypes[name]) for name in first]
+    return made, results if len(made) < len(results) else None
+
+
+_steps: weakref.WeakSet[NativeStep] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for step in list(_steps):
+        step._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

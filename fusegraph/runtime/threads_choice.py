@@ -9,6 +9,7 @@ thread (sums of per-thread partial results round differently); who needs the sam
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 from fusegraph.runtime.pool import BoundStep
@@ -29,11 +30,13 @@ class ThreadChoice:
 
     Blocks of calls with all threads and with one are timed alternately, then the better count is kept, and tried again
     after about 1000 calls or when calls take twice the time. `max_threads` limits the count (little parallel work).
+    `prepare(count)` is called before a call may use up to so many threads, if that may be more or fewer than before.
     """
 
-    def __init__(self, step: BoundStep, max_threads: int | None = None) -> None:
+    def __init__(self, step: BoundStep, max_threads: int | None = None, prepare: Callable[[int], None] | None = None) -> None:
         self._step = step
         self._max_threads = max_threads
+        self._prepare = prepare
         self._untimed = 0  # calls left until the next timed one
         self._restart()
 
@@ -67,6 +70,8 @@ class ThreadChoice:
         self._version = ThreadSetting.version
         limit = get_num_threads()
         self._most = self._kept = limit if self._max_threads is None else min(limit, self._max_threads)
+        if self._prepare is not None:
+            self._prepare(self._most)
         self._fixed = asked_threads() is not None or self._most == 1
         self._begin_trial()
         self._untimed = WARM_UP
