@@ -1,0 +1,267 @@
+"""The memories of a launch: global arrays with guard gaps, shared memory a block, local frames a thread.
+
+Every memory takes int64 addresses relative to its window and answers raw unsigned elements of shape (lanes, count).
+Out-of-bounds, misaligned and uninitialised accesses are errors; races are left to `ordering`, traffic to `counters`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .counters import Counters
+from .errors import GlobalRace, LaunchError, Misaligned, OutOfBounds, SharedRace, Uninitialised
+from .ir import DTYPES, RAW, Variable
+from .lanes import POISON, Lanes, Sel
+from .ordering import Clock, RaceDetector
+
+GLOBAL_BASE = 0x10_0000_0000
+LOCAL_WINDOW = 0x7E00_0000_0000
+SHARED_WINDOW = 0x7F00_0000_0000
+ALIGN = 256
+GAP = 256  # bytes that belong to nobody between two global arrays
+SHARED_GAP = 128  # the same between shared variables; a multiple of the banks, so that conflicts do not change
+STATIC_SHARED_LIMIT = 48 * 1024
+SHARED_LIMIT = 227 * 1024
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An array argument that begins `offset` bytes after an aligned address, as a view into a larger array does."""
+
+    array: np.ndarray
+    offset: int = 0
+
+
+class _Memory:
+    """Flat bytes with views of each element size."""
+
+    def __init__(self, lanes: Lanes, nbytes: int) -> None:
+        self.lanes = lanes
+        self.bytes = np.zeros(-(-nbytes // 16) * 16, np.uint8)
+        self.views = {size: self.bytes.view(dtype) for size, dtype in RAW.items()}
+
+    def check_alignment(self, name: str, address: np.ndarray, nbytes: int, sel: Sel) -> None:
+        """Raise Misaligned where an address is not a multiple of the access."""
+        wrong = address & (nbytes - 1)
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            text = f"misaligned {name} access: {nbytes} bytes at address {int(address[k]):#x}"
+            raise self.lanes.fault(Misaligned, text, int(self.lanes.ids(sel)[k]))
+
+    @staticmethod
+    def spread(first: np.ndarray, count: int) -> np.ndarray:
+        """Element numbers first, first + 1, ... of a vector access, flat."""
+        return first if count == 1 else (first[:, None] + np.arange(count)).reshape(-1)
+
+
+class GlobalMemory(_Memory):
+    """All arrays of a launch in one buffer; `finish` copies what was stored back to them."""
+
+    def __init__(self, lanes: Lanes, clock: Clock, counters: Counters) -> None:
+        self.arrays: list[tuple[int, Placed]] = []
+        self.top = 0
+        self.clock, self.counters = clock, counters
+        self.lanes = lanes
+
+    def add(self, placed: Placed) -> int:
+        """Reserve space for an array; returns its address."""
+        array = placed.array
+        if not array.flags.c_contiguous:
+            raise LaunchError(f"array arguments must be C-contiguous, not {array.shape} with strides {array.strides}")
+        base = self.top + placed.offset
+        self.top = -(-(base + array.nbytes + GAP) // ALIGN) * ALIGN
+        self.arrays.append((base, placed))
+        return GLOBAL_BASE + base
+
+    def freeze(self, races: bool) -> None:
+        """Allocate the buffer and copy the arrays in."""
+        super().__init__(self.lanes, self.top + GAP)
+        for base, placed in self.arrays:
+            array = placed.array
+            self.bytes[base : base + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.starts = np.array([base for base, _ in self.arrays] or [0], np.int64)
+        self.ends = np.array([base + p.array.nbytes for base, p in self.arrays] or [0], np.int64)
+        self.readonly = np.array([not p.array.flags.writeable for _, p in self.arrays] or [True])
+        self.cell = min([4] + [p.array.itemsize for _, p in self.arrays if p.array.itemsize and p.array.flags.writeable])
+        self.races = RaceDetector(self.lanes, self.clock, len(self.bytes) // self.cell, GlobalRace, False) if races else None
+        self.counters.watch(len(self.bytes))
+
+    def finish(self) -> None:
+        """Copy the buffer back into the writable arrays."""
+        for base, placed in self.arrays:
+            if placed.array.flags.writeable:
+                raw = self.bytes[base : base + placed.array.nbytes]
+                placed.array.reshape(-1)[...] = raw.view(placed.array.dtype)
+
+    def locate(self, address: np.ndarray, nbytes: int, sel: Sel, store: bool) -> np.ndarray:
+        """Offsets into the buffer, after the checks of bounds, alignment and permission."""
+        offset = address - GLOBAL_BASE
+        k = np.searchsorted(self.starts, offset, side="right") - 1
+        wrong = (k < 0) | (offset + nbytes > self.ends[k])
+        if wrong.any():
+            self._out_of_bounds(offset, nbytes, sel, int(np.flatnonzero(wrong)[0]))
+        if store and self.readonly[k].any():
+            j = int(np.flatnonzero(self.readonly[k])[0])
+            raise self.lanes.fault(OutOfBounds, f"store to read-only array {int(k[j])}", int(self.lanes.ids(sel)[j]))
+        self.check_alignment("global", offset, nbytes, sel)
+        return offset
+
+    def _out_of_bounds(self, offset: np.ndarray, nbytes: int, sel: Sel, j: int) -> None:
+        at = int(offset[j])
+        k = int(np.argmin(np.where(at >= self.starts, at - self.starts, self.starts - at + (1 << 40))))
+        base, array = self.arrays[k][0], self.arrays[k][1].array
+        text = (
+            f"global access out of bounds: {nbytes} bytes at byte {at - base} of array {k} "
+            f"({array.dtype.name}{list(array.shape)}, {array.nbytes} bytes)"
+        )
+        raise self.lanes.fault(OutOfBounds, text, int(self.lanes.ids(sel)[j]))
+
+    def _log(self, kind: str, offset: np.ndarray, nbytes: int, sel: Sel) -> None:
+        if self.races:
+            per = max(1, nbytes // self.cell)
+            self.races.access(kind, self.spread(offset // self.cell, per), sel, per)
+
+    def load(self, address: np.ndarray, size: int, count: int, sel: Sel) -> np.ndarray:
+        """Elements of `size` bytes, shape (lanes, count)."""
+        offset = self.locate(address, size * count, sel, False)
+        self.counters.count_global("load", offset, size * count, sel)
+        self._log("read", offset, size * count, sel)
+        return self.views[size][self.spread(offset // size, count)].reshape(-1, count)
+
+    def store(self, address: np.ndarray, values: np.ndarray, sel: Sel) -> None:
+        """Store raw elements of shape (lanes, count)."""
+        size, count = values.itemsize, values.shape[1]
+        offset = self.locate(address, size * count, sel, True)
+        self.counters.count_global("store", offset, size * count, sel)
+        self._log("write", offset, size * count, sel)
+        self.views[size][self.spread(offset // size, count)] = values.reshape(-1)
+
+    def atomic_cells(self, address: np.ndarray, size: int, sel: Sel) -> tuple[np.ndarray, np.ndarray]:
+        """The view to update and the index of each lane's element, after checks, logged as an atomic access."""
+        offset = self.locate(address, size, sel, True)
+        self.counters.count_global("atomic", offset, size, sel)
+        self._log("atomic", offset, size, sel)
+        return self.views[size], offset // size
+
+
+class SharedMemory(_Memory):
+    """One copy a block of all .shared variables, with gaps between them; the dynamic array comes last."""
+
+    def __init__(
+        self, lanes: Lanes, clock: Clock, counters: Counters, variables: list[Variable], dynamic: int, cell: int, races: bool
+    ) -> None:
+        static = sum(v.nbytes for v in variables)
+        if static > STATIC_SHARED_LIMIT or static + dynamic > SHARED_LIMIT:
+            text = f"{static} bytes of static and {dynamic} of dynamic shared memory"
+            raise LaunchError(f"{lanes.entry.name}: {text}; the limits are {STATIC_SHARED_LIMIT} and {SHARED_LIMIT} in all")
+        spans, top = [], 0
+        for variable in sorted(variables, key=lambda v: v.count is None):
+            lanes.symbols[variable.name] = top
+            nbytes = dynamic if variable.count is None else variable.nbytes
+            spans.append((top, nbytes))
+            if variable.count is not None:
+                top = -(-(top + nbytes + SHARED_GAP) // SHARED_GAP) * SHARED_GAP
+        self.stride = -(-(max([a + n for a, n in spans], default=0) + SHARED_GAP) // SHARED_GAP) * SHARED_GAP
+        super().__init__(lanes, self.stride * lanes.blocks)
+        self.counters, self.cell = counters, cell
+        self.valid = np.zeros(self.stride, bool)
+        for start, nbytes in spans:
+            self.valid[start : start + nbytes] = True
+        cells = len(self.bytes) // cell
+        self.written = np.zeros(cells, bool)
+        self.races = RaceDetector(lanes, clock, cells, SharedRace, True) if races else None
+
+    def locate(self, address: np.ndarray, nbytes: int, sel: Sel) -> np.ndarray:
+        """Offsets into the bytes of all blocks, after the checks of bounds and alignment."""
+        low, high = int(address.min(initial=0)), int(address.max(initial=0))
+        inside = low >= 0 and high + nbytes <= self.stride
+        wrong = ~(self.valid[address] & self.valid[address + nbytes - 1]) if inside else None
+        if wrong is None or wrong.any():
+            if wrong is None:
+                wrong = (address < 0) | (address + nbytes > self.stride)
+            k = int(np.flatnonzero(wrong)[0])
+            text = f"shared access out of bounds: {nbytes} bytes at shared address {int(address[k])}"
+            raise self.lanes.fault(OutOfBounds, text, int(self.lanes.ids(sel)[k]))
+        self.check_alignment("shared", address, nbytes, sel)
+        return self.lanes.block_of[sel] * self.stride + address
+
+    def _log(self, kind: str, offset: np.ndarray, nbytes: int, sel: Sel) -> None:
+        per = max(1, nbytes // self.cell)
+        cells = self.spread(offset // self.cell, per)
+        if kind != "write" and not self.written[cells].all():
+            k = int(np.flatnonzero(~self.written[cells])[0]) // per
+            text = f"uninitialised shared memory read at shared address {int(offset[k]) % self.stride}"
+            raise self.lanes.fault(Uninitialised, text, int(self.lanes.ids(sel)[k]))
+        if kind != "read":
+            self.written[cells] = True
+        if self.races:
+            self.races.access(kind, cells, sel, per)
+
+    def load(self, address: np.ndarray, size: int, count: int, sel: Sel) -> np.ndarray:
+        """Elements of `size` bytes, shape (lanes, count)."""
+        offset = self.locate(address, size * count, sel)
+        self.counters.count_shared("load", address, size * count, sel)
+        self._log("read", offset, size * count, sel)
+        return self.views[size][self.spread(offset // size, count)].reshape(-1, count)
+
+    def store(self, address: np.ndarray, values: np.ndarray, sel: Sel) -> None:
+        """Store raw elements of shape (lanes, count)."""
+        size, count = values.itemsize, values.shape[1]
+        offset = self.locate(address, size * count, sel)
+        self.counters.count_shared("store", address, size * count, sel)
+        self._log("write", offset, size * count, sel)
+        self.views[size][self.spread(offset // size, count)] = values.reshape(-1)
+
+    def atomic_cells(self, address: np.ndarray, size: int, sel: Sel) -> tuple[np.ndarray, np.ndarray]:
+        """As for global memory."""
+        offset = self.locate(address, size, sel)
+        self.counters.count_shared("atomic", address, size, sel)
+        self._log("atomic", offset, size, sel)
+        return self.views[size], offset // size
+
+
+class LocalMemory(_Memory):
+    """A frame a thread."""
+
+    def __init__(self, lanes: Lanes, variables: list[Variable]) -> None:
+        top = 16  # address 0 belongs to nobody
+        for variable in variables:
+            top = -(-top // variable.align) * variable.align
+            lanes.symbols[variable.name] = top
+            top += variable.nbytes
+        self.limit = top
+        self.stride = -(-top // 16) * 16
+        super().__init__(lanes, self.stride * lanes.count)
+        self.views[4][:] = POISON[4]
+
+    def locate(self, address: np.ndarray, nbytes: int, sel: Sel) -> np.ndarray:
+        """Offsets into the frames of all lanes, after the checks."""
+        wrong = (address < 16) | (address + nbytes > self.limit)
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            text = f"local access out of bounds: {nbytes} bytes at local address {int(address[k])}"
+            raise self.lanes.fault(OutOfBounds, text, int(self.lanes.ids(sel)[k]))
+        self.check_alignment("local", address, nbytes, sel)
+        return self.lanes.ids(sel) * self.stride + address
+
+    def load(self, address: np.ndarray, size: int, count: int, sel: Sel) -> np.ndarray:
+        """Elements of `size` bytes, shape (lanes, count)."""
+        offset = self.locate(address, size * count, sel)
+        return self.views[size][self.spread(offset // size, count)].reshape(-1, count)
+
+    def store(self, address: np.ndarray, values: np.ndarray, sel: Sel) -> None:
+        """Store raw elements of shape (lanes, count)."""
+        size, count = values.itemsize, values.shape[1]
+        offset = self.locate(address, size * count, sel)
+        self.views[size][self.spread(offset // size, count)] = values.reshape(-1)
+
+
+def constant_array(variable: Variable) -> np.ndarray:
+    """The read-only (for .const) array behind a module variable with an initial value."""
+    array = np.zeros(variable.count or 1, DTYPES[variable.type])
+    for k, value in enumerate(variable.init or ()):
+        array[k] = value
+    array.flags.writeable = variable.space != "const"
+    return array
