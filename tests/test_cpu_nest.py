@@ -403,3 +403,38 @@ def test_division_by_what_a_row_shares(dtype):
     case.check(loop, rtol=1.5 * float(info.eps), atol=1.5 * float(info.smallest_subnormal), bits=BITS)
     assert "fdiv contract <8" not in text_of(loop, case.buffers)
     case.check(loop, rtol=0, atol=0, exact=True)
+
+
+def test_run_time_masks_never_become_masked_loads():
+    """LLVM 22 drops the mask of a masked load of which it finds out late that a part is false: none is handed to it."""
+    case, (i, j) = Case(), axes_of(11, 14)
+    case.input("x", (8, 9), float64)
+    row, column = I(i) - 2, I(j) - 3
+    value = case.load("x", (row, column), (Bound(row, 0, 8), Bound(column, 0, 9)))
+    loop = Loop("pad", (i, j), (Stage(stores=(Store(case.output("o", (11, 14), float64), indices((i, j)), value),)),))
+    for line in text_of(loop, case.buffers).splitlines():
+        assert "masked.load" not in line or line.startswith("declare") or "i1> <i1 true" in line
+
+
+def test_a_reshape_of_a_transpose_is_contiguous_again():
+    """[8, 4, 64, 32] read as [512, 128]: axes are cut at 64 and 32, and the copy needs no lane by lane loads."""
+    case, (i, j) = Case(), axes_of(512, 128)
+    case.input("x", (8, 4, 64, 32))
+    value = case.load("x", (I(i) // 64, I(j) // 32, I(i) % 64, I(j) % 32))
+    loop = Loop("heads", (i, j), (Stage(stores=(Store(case.output("o", (512, 128)), indices((i, j)), value),)),))
+    assert "insertelement" not in text_of(loop, case.buffers)
+    case.check(loop, rtol=0, bits=BITS, threads=THREADS)
+
+
+def test_concatenation_is_cut_where_its_parts_begin():
+    """Masks that change every 100 columns are the same for whole vectors."""
+    case, (i, j) = Case(), axes_of(4, 300)
+    value = const(0.0, float32)
+    for part in range(3):
+        case.input(f"x{part}", (4, 100))
+        here = Bound(I(j), 100 * part, 100 * part + 100)
+        chosen = case.load(f"x{part}", (i, I(j) - 100 * part), (here,))
+        value = op("where", scalar.inside((here,)), chosen, value)
+    loop = Loop("cat", (i, j), (Stage(stores=(Store(case.output("o", (4, 300)), indices((i, j)), value),)),))
+    assert "icmp ult <" not in text_of(loop, case.buffers)
+    case.check(loop, rtol=0, bits=BITS, threads=THREADS)

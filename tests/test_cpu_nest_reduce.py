@@ -441,3 +441,14 @@ def test_small_kernels_run_on_one_thread():
         loop = Loop("map", axes, (Stage(stores=(Store(case.output("o", (size,)), indices(axes), value),)),))
         module = Module(vector_bits=256)
         assert emit_nest(module, loop, one_loop_program(loop, case.buffers), 256).parallel is expected
+
+
+def test_long_rows_compute_exp_once():
+    """Softmax over 1000 classes: the sum and the division read exp(x - max) from the thread's scratch row."""
+    case = Case()
+    loop = softmax(case, 8, 1000)
+    module = Module(vector_bits=256)
+    kernel = emit_nest(module, loop, one_loop_program(loop, case.buffers), 256)
+    assert kernel.scratch_bytes == 4032  # 1000 floats, in whole cache lines
+    dividing = module.text().split("; store o")[1]
+    assert "@fg_exp" not in dividing.split("}")[0]

@@ -106,13 +106,13 @@ def _merged(groups: list[list[Axis]], name: str, merges: dict[Axis, tuple[Axis, 
 def _merge_axes(loop: Loop) -> Loop:
     space_merges: dict[Axis, tuple[Axis, bool]] = {}
     space = _merged(_groups(loop.space, all_indices(loop.stages)), "i", space_merges)
-    rewrites: dict[tuple[tuple[Axis, bool], ...], _Rename] = {}
+    rewrites: dict[frozenset[tuple[Axis, tuple[Axis, bool]]], _Rename] = {}
     stages = []
     for stage in loop.stages:
         indices = all_indices([stage])
         merges = dict(space_merges)
         axes = _merged(_groups(stage.axes, indices), "j", merges)
         reduce_axes = _merged(_groups(stage.reduce_axes, indices), "k" if axes else "j", merges)
-        rewrite = rewrites.setdefault(tuple(sorted(merges.items(), key=str)), _Rename(merges))  # type: ignore[call-overload]
+        rewrite = rewrites.setdefault(frozenset(merges.items()), _Rename(merges))
         stages.append(replace(rewrite_stage(stage, rewrite), axes=axes, reduce_axes=reduce_axes))
     return replace(loop, space=space, stages=tuple(stages))

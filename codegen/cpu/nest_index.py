@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fusegraph.codegen.cpu.irvector import VectorOps
-from fusegraph.codegen.cpu.nest_ops import is_signed
+from fusegraph.codegen.cpu.nest_ops import PointOps, is_signed
 from fusegraph.dtypes import DType, bool_, int32, int64
 from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
 from fusegraph.ir.scalar import Bound, Condition, Expr, Mask, indirect_values
@@ -163,7 +163,7 @@ class IndexWriter:
         return v.sub(quotient, v.constant(shift // divisor)) if shift else quotient
 
     @staticmethod
-    def _clamped(ops: Any, value: str, dtype: DType, extent: int, element: str) -> str:
+    def _clamped(ops: PointOps, value: str, dtype: DType, extent: int, element: str) -> str:
         """An index that was read, kept inside of [0, extent), as `element`."""
         limit = max(extent - 1, 0)
         if dtype.itemsize < 4:

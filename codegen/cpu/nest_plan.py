@@ -189,8 +189,8 @@ def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool,
         if axis.extent > 1:
             cost = _stage_cost(stage, space, axis, fitting_lanes(axis.extent, lanes), kept.get(axis))
             choices.append((cost, position, axis))
-    cost, _, axis = min(choices, key=lambda choice: choice[:2])
-    return cost, axis
+    best = min(choices, key=lambda choice: choice[:2])
+    return best[0], best[2]
 
 
 def _work(loop: Loop) -> int:

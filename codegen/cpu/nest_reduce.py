@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_ops import PointOps, element_of, largest, smallest
 from fusegraph.dtypes import bool_
 from fusegraph.errors import CompilerError
@@ -108,7 +109,7 @@ class Accumulator:
         return state[1] if v.element == target else v.convert("sext", state[1], target)
 
 
-def _half(v, vector: str, which: int) -> str:  # type: ignore[no-untyped-def]
+def _half(v: VectorOps, vector: str, which: int) -> str:
     width = v.lanes // 2
     if width == 1:
         return v.extract(vector, which)
