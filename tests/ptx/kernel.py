@@ -93,7 +93,9 @@ class PtxKernel:
                 placed = arg if isinstance(arg, Placed) else Placed(arg)
                 address = memory.add(placed)
                 array = placed.array
-                values += [address] if bare else [0, 0, array.size, array.itemsize, address, *array.shape, *array.strides]
+                values += (
+                    [address] if bare else [0, 0, array.size, array.itemsize, address, *array.shape, *array.strides]
+                )
             else:
                 values.append(arg)
         if len(values) != len(self.entry.params):
@@ -126,7 +128,9 @@ def _read_registers(code: list[Instr]) -> set[str]:
 
 def _shared_cell(code: list[Instr]) -> int:
     """Granularity of the shared-memory checks: the smallest access, at most 4 bytes."""
-    sizes = [i.dtype.itemsize for i in code if i.opcode in ("ld", "st", "atom") and not i.has("global", "param", "local")]
+    sizes = [
+        i.dtype.itemsize for i in code if i.opcode in ("ld", "st", "atom") and not i.has("global", "param", "local")
+    ]
     return min([4, *sizes])
 
 
@@ -269,7 +273,9 @@ class _Scheduler:
             where = int(np.flatnonzero(gone)[0])
             lane = int(np.flatnonzero((lanes.block_of == where) & ~running)[0])
             self.lanes.current = self.code[int(low[where]) - 1]
-            raise lanes.fault(DivergentBarrier, "a barrier that a thread of the block never reaches: it has ended", lane)
+            raise lanes.fault(
+                DivergentBarrier, "a barrier that a thread of the block never reaches: it has ended", lane
+            )
         self.machine.clock.barrier[:-1][arrived > 0] = self.machine.clock.tick()
         self.machine.counters.barriers += int(np.count_nonzero(arrived))
         self.waiting[alive] = False

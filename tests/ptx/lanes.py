@@ -42,7 +42,9 @@ class Lanes:
         self.threads = int(np.prod(self.block))
         self.blocks = int(np.prod(self.grid))
         if self.threads > entry.max_threads:
-            raise LaunchError(f"{entry.name}: {self.threads} threads a block, but at most {entry.max_threads} are allowed")
+            raise LaunchError(
+                f"{entry.name}: {self.threads} threads a block, but at most {entry.max_threads} are allowed"
+            )
         self.count = self.threads * self.blocks
         self.all = np.arange(self.count)
         thread = self.all % self.threads
@@ -128,8 +130,10 @@ class Lanes:
         raw = self.raw[operand.name]
         if operand.negated:
             return lambda sel: ~raw[sel]
-        if raw.dtype == bool or dtype == bool or raw.itemsize == dtype.itemsize:
-            view = raw.view(dtype) if raw.dtype != bool and dtype != bool else raw
+        if "b" in (raw.dtype.kind, dtype.kind):
+            return lambda sel: raw[sel]
+        if raw.itemsize == dtype.itemsize:
+            view = raw.view(dtype)
             return lambda sel: view[sel]
         if raw.itemsize > dtype.itemsize:  # a narrow access to a wide register takes its low bits
             low = RAW[dtype.itemsize]
@@ -146,7 +150,7 @@ class Lanes:
             return np.array(self.symbols[operand.name], np.int64).astype(dtype)[()]
         if not isinstance(operand, Imm):
             raise self.fault(UnsupportedInstruction, f"unknown operand {operand}")
-        if dtype.kind == "f" or dtype == bool:
+        if dtype.kind in "fb":
             return np.array(operand.value, dtype)[()]
         bits = int(operand.value) & ((1 << 8 * dtype.itemsize) - 1)
         return np.array(bits, RAW[dtype.itemsize]).view(dtype)[()]
@@ -158,8 +162,10 @@ class Lanes:
         if operand.name == "_":
             return lambda sel, values: None
         raw, dtype = self.raw[operand.name], DTYPES[kind]
-        if raw.dtype == bool or dtype == bool or raw.itemsize == dtype.itemsize:
-            view = raw.view(dtype) if raw.dtype != bool and dtype != bool else raw
+        if "b" in (raw.dtype.kind, dtype.kind):
+            view = raw
+        elif raw.itemsize == dtype.itemsize:
+            view = raw.view(dtype)
         elif dtype.kind == "i":
             view = raw.view(f"i{raw.itemsize}")
         else:

@@ -84,8 +84,12 @@ class GlobalMemory(_Memory):
         self.starts = np.array([base for base, _ in self.arrays] or [0], np.int64)
         self.ends = np.array([base + p.array.nbytes for base, p in self.arrays] or [0], np.int64)
         self.readonly = np.array([not p.array.flags.writeable for _, p in self.arrays] or [True])
-        self.cell = min([4] + [p.array.itemsize for _, p in self.arrays if p.array.itemsize and p.array.flags.writeable])
-        self.races = RaceDetector(self.lanes, self.clock, len(self.bytes) // self.cell, GlobalRace, False) if races else None
+        self.cell = min(
+            [4] + [p.array.itemsize for _, p in self.arrays if p.array.itemsize and p.array.flags.writeable]
+        )
+        self.races = (
+            RaceDetector(self.lanes, self.clock, len(self.bytes) // self.cell, GlobalRace, False) if races else None
+        )
         self.counters.watch(len(self.bytes))
 
     def finish(self) -> None:
@@ -150,12 +154,21 @@ class SharedMemory(_Memory):
     """One copy a block of all .shared variables, with gaps between them; the dynamic array comes last."""
 
     def __init__(
-        self, lanes: Lanes, clock: Clock, counters: Counters, variables: list[Variable], dynamic: int, cell: int, races: bool
+        self,
+        lanes: Lanes,
+        clock: Clock,
+        counters: Counters,
+        variables: list[Variable],
+        dynamic: int,
+        cell: int,
+        races: bool,
     ) -> None:
         static = sum(v.nbytes for v in variables)
         if static > STATIC_SHARED_LIMIT or static + dynamic > SHARED_LIMIT:
             text = f"{static} bytes of static and {dynamic} of dynamic shared memory"
-            raise LaunchError(f"{lanes.entry.name}: {text}; the limits are {STATIC_SHARED_LIMIT} and {SHARED_LIMIT} in all")
+            raise LaunchError(
+                f"{lanes.entry.name}: {text}; the limits are {STATIC_SHARED_LIMIT} and {SHARED_LIMIT} in all"
+            )
         spans, top = [], 0
         for variable in sorted(variables, key=lambda v: v.count is None):
             lanes.symbols[variable.name] = top

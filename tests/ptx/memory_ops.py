@@ -159,9 +159,7 @@ def _atomic(instr: Instr, machine: Machine) -> Action:
     return run
 
 
-def _update(
-    view: np.ndarray, index: np.ndarray, b: np.ndarray, c: np.ndarray, name: str, unused: bool
-) -> np.ndarray:
+def _update(view: np.ndarray, index: np.ndarray, b: np.ndarray, c: np.ndarray, name: str, unused: bool) -> np.ndarray:
     """Apply an atomic to view[index]; returns the values before (each lane sees those of the lanes before it)."""
     update = UPDATES[name]
     if len(np.unique(index)) == len(index):

@@ -118,9 +118,7 @@ class RaceDetector:
             k = lost[0]
             self._report("write", int(ids[k]), "writes in the same instruction", int(self.writes.owner[cells[k]]))
 
-    def _check(
-        self, past: History, did: str, kind: str, cells: np.ndarray, ids: np.ndarray, since: np.ndarray
-    ) -> None:
+    def _check(self, past: History, did: str, kind: str, cells: np.ndarray, ids: np.ndarray, since: np.ndarray) -> None:
         owner = past.owner[cells]
         suspect = (owner != ids) & (owner != NOBODY)
         if self.local:

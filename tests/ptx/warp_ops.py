@@ -219,7 +219,7 @@ def _mma(instr: Instr, machine: Machine) -> Action:
     """
     lanes = machine.lanes
     kinds = instr.mods[-4:]
-    depth = next((int(m[5:]) for m in instr.mods if m.startswith("m16n8k")), 0)
+    depth = next((int(m[6:]) for m in instr.mods if m.startswith("m16n8k")), 0)
     allowed = {"tf32": (4, 8), "f16": (8, 16), "bf16": (8, 16)}
     if depth not in allowed.get(kinds[1], ()) or kinds[0] != "f32" or kinds[1] != kinds[2] or not instr.has("row"):
         raise lanes.unsupported(instr)
