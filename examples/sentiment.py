@@ -69,7 +69,7 @@ class KimCNN(nn.Module):
 class Recipe(NamedTuple):
     """A network, the rate at which Adam trains it, and for how many passes."""
 
-    network: type[nn.Module]
+    network: type[Bag] | type[KimCNN]
     lr: float
     epochs: int
 

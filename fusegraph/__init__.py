@@ -8,7 +8,15 @@ from fusegraph.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_e
 from fusegraph.autograd import grad_of as grad
 from fusegraph.compiler import Compiled, compile
 from fusegraph.dtypes import bool_, float32, float64, int32, int64, uint8, uint32
-from fusegraph.ops import *  # noqa: F403
+from fusegraph.ops.arrange import *  # noqa: F403
+from fusegraph.ops.create import *  # noqa: F403
+from fusegraph.ops.elementwise import *  # noqa: F403
+from fusegraph.ops.index import *  # noqa: F403
+from fusegraph.ops.linalg import *  # noqa: F403
+from fusegraph.ops.order import *  # noqa: F403
+from fusegraph.ops.reduce import *  # noqa: F403
+from fusegraph.ops.shape import *  # noqa: F403
+from fusegraph.ops.special import *  # noqa: F403
 from fusegraph.random import Generator, manual_seed
 from fusegraph.runtime.threads import get_num_threads, set_num_threads
 from fusegraph.tensor import Tensor, as_tensor, from_dlpack, from_numpy, tensor
@@ -42,7 +50,7 @@ __all__ = [
     "uint32",
     "uint8",
     "value_and_grad",
-    *ops.__all__,
 ]
+__all__ += ops.__all__
 
 __version__ = "0.1.0"

@@ -14,8 +14,13 @@ from fusegraph.ops.reduce import *  # noqa: F403
 from fusegraph.ops.shape import *  # noqa: F403
 from fusegraph.ops.special import *  # noqa: F403
 
-__all__ = [
-    name
-    for family in (arrange, create, elementwise, index, linalg, order, reduce, shape, special)
-    for name in family.__all__
-]
+__all__ = []
+__all__ += arrange.__all__
+__all__ += create.__all__
+__all__ += elementwise.__all__
+__all__ += index.__all__
+__all__ += linalg.__all__
+__all__ += order.__all__
+__all__ += reduce.__all__
+__all__ += shape.__all__
+__all__ += special.__all__

@@ -89,7 +89,7 @@ def _put_add(base: Array, index: Array, updates: Array, axis: int) -> Array:
 
 def _put_along_add(base: Array, index: Array, updates: Array, axis: int) -> Array:
     out = base.copy()
-    grid = list(np.indices(index.shape, sparse=True))
+    grid: list[Any] = list(np.indices(index.shape, sparse=True))
     grid[axis] = _clamped(index, base.shape[axis])
     np.add.at(out, tuple(grid), updates)
     return out

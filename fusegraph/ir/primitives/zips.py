@@ -155,7 +155,7 @@ register(
         "where",
         "zip",
         _infer_where,
-        lambda c, a, b: np.where(c, a, b),
+        lambda c, a, b: np.asarray(np.where(c, a, b)),
         vjp=_vjp_where,
         samples=lambda rng: [
             ((rng.random(s) < 0.5, rng.uniform(-2, 2, s), rng.uniform(-2, 2, s)), {}) for s in _SHAPES
