@@ -1,0 +1,79 @@
+"""Device functions that Python cannot say: 128-bit access and atomic addition on bare pointers. Imports numba-cuda.
+
+Emitted modules import them. Pointers are CPointer arguments, local or shared arrays; indices are taken as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.cuda import types
+from numba.cuda.extending import intrinsic
+
+_INT64 = ir.IntType(64)
+
+
+def _element(context: Any, builder: Any, kind: Any, base: Any, index_kind: Any, index: Any) -> Any:
+    """The address of an element."""
+    if not isinstance(kind, types.CPointer):
+        base = context.make_array(kind)(context, builder, base).data
+    if index.type != _INT64:
+        index = builder.sext(index, _INT64) if index_kind.signed else builder.zext(index, _INT64)
+    return builder.gep(base, [index])
+
+
+def _quad(builder: Any, pointer: Any) -> tuple[Any, int]:
+    """The address as that of four elements, and the alignment that its user has seen to."""
+    kind = pointer.type.pointee
+    vector = ir.VectorType(kind, 4)
+    width = 8 if isinstance(kind, ir.DoubleType) else 4 if isinstance(kind, ir.FloatType) else kind.width // 8
+    return builder.bitcast(pointer, ir.PointerType(vector, pointer.type.addrspace)), min(16, 4 * width)
+
+
+@intrinsic
+def load4(typingctx: Any, base: Any, index: Any) -> Any:
+    """base[index : index + 4] as a tuple, read at once; `index` is a multiple of 4 and `base` 16-byte aligned."""
+    element = base.dtype
+    signature = types.UniTuple(element, 4)(base, index)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, align = _quad(builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1]))
+        value = builder.load(pointer)
+        value.align = align
+        parts = [builder.extract_element(value, ir.IntType(32)(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return signature, generate
+
+
+@intrinsic
+def store4(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """base[index : index + 4] = a, b, c, d, written at once; alignment as load4."""
+    element = base.dtype
+    signature = types.void(base, index, element, element, element, element)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, align = _quad(builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1]))
+        value = ir.Constant(pointer.type.pointee, ir.Undefined)
+        for i in range(4):
+            value = builder.insert_element(value, args[2 + i], ir.IntType(32)(i))
+        store = builder.store(value, pointer)
+        store.align = align
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def atomic_add(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
+    """base[index] += value, whole even where several threads do it. In no certain order."""
+    signature = types.void(base, index, base.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element(context, builder, signature.args[0], args[0], signature.args[1], args[1])
+        operation = "fadd" if isinstance(args[2].type, (ir.FloatType, ir.DoubleType)) else "add"
+        builder.atomic_rmw(operation, pointer, args[2], "monotonic")
+        return context.get_dummy_value()
+
+    return signature, generate

@@ -1,0 +1,30 @@
+"""Names in emitted CUDA modules: those of the Python printer, and none that the CUDA text itself uses."""
+
+from __future__ import annotations
+
+from fusegraph.codegen.cuda.helpers import HELPER_NAMES
+from fusegraph.codegen.python_names import ProgramNames, identifier, unused
+from fusegraph.dtypes import SUPPORTED
+from fusegraph.ir.loops import Program
+
+RESERVED = (
+    HELPER_NAMES
+    | set(SUPPORTED)
+    | {"cuda", "math", "libdevice", "uint64", "load4", "store4", "atomic_add", "point", "thread", "team", "member", "slot", "lane"}
+)
+
+
+class CudaNames(ProgramNames):
+    """One name for each buffer and each kernel of a program, all different."""
+
+    @staticmethod
+    def _take(text: str, taken: set[str]) -> str:
+        name = identifier(text)
+        name = unused(f"{name}_" if name.startswith("team_") else name, taken | RESERVED)
+        taken.add(name)
+        return name
+
+
+def cuda_names(program: Program) -> CudaNames:
+    """Names for `program`."""
+    return CudaNames(program)
