@@ -78,7 +78,11 @@ def test_wide_products(kind: str, rng: np.random.Generator) -> None:
     check(f"mul.wide.{kind} %d, %a, %b;", [kind] * 2, [a, b], wide, lambda x, y: x * y)
     c = integers(wide, rng, 1)[0][: len(a)]
     check(
-        f"mad.wide.{kind} %d, %a, %b, %c;", [kind, kind, wide], [a[: len(c)], b[: len(c)], c], wide, lambda x, y, z: x * y + z
+        f"mad.wide.{kind} %d, %a, %b, %c;",
+        [kind, kind, wide],
+        [a[: len(c)], b[: len(c)], c],
+        wide,
+        lambda x, y, z: x * y + z,
     )
 
 
@@ -163,7 +167,9 @@ def test_bit_fields(kind: str, rng: np.random.Generator) -> None:
     code = f"bfi.b{width} %d, %a, %b, 5, 11;"
     check(code, [kind, kind], [a, b], kind, lambda x, y: (y & ~mask(11, 5)) | (x << 5 & mask(11, 5)))
     code = f"bfi.b{width} %d, %a, %a, %b, %c;"
-    check(code, [kind, "u32", "u32"], [a, start, length], kind, lambda x, s, n: (x & ~mask(n, s)) | (x << s & mask(n, s)))
+    check(
+        code, [kind, "u32", "u32"], [a, start, length], kind, lambda x, s, n: (x & ~mask(n, s)) | (x << s & mask(n, s))
+    )
 
 
 def test_permute_and_truth_tables(rng: np.random.Generator) -> None:
@@ -190,7 +196,10 @@ def test_carries(rng: np.random.Generator) -> None:
     check(code, ["u64"] * 2, [a, b], "u64", lambda x, y: x + y)
     code = halves + "sub.cc.u32 %r4, %r0, %r2;\n subc.u32 %r5, %r1, %r3;" + join
     check(code, ["u64"] * 2, [a, b], "u64", lambda x, y: x - y)
-    code = halves + "mul.lo.u32 %r4, %r0, %r2; mul.hi.u32 %r5, %r0, %r2; mad.lo.cc.u32 %r4, %r1, 1, %r4; addc.u32 %r5, %r5, 0;"
+    code = (
+        halves
+        + "mul.lo.u32 %r4, %r0, %r2; mul.hi.u32 %r5, %r0, %r2; mad.lo.cc.u32 %r4, %r1, 1, %r4; addc.u32 %r5, %r5, 0;"
+    )
     check(code + join, ["u64"] * 2, [a, b], "u64", lambda x, y: (x & 0xFFFFFFFF) * (y & 0xFFFFFFFF) + (x >> 32))
 
 
@@ -230,7 +239,13 @@ def test_predicates(rng: np.random.Generator) -> None:
     code += "mov.u32 %d, 0;\n @%p2 mov.u32 %d, 1;\n @!%p2 add.u32 %d, %d, 8;\n @%p3 add.u32 %d, %d, 16;"
     check(code, ["s32"] * 2, [a, b], "u32", lambda x, y: 1 if (x > 5) != (y > 5) else 24)
     check("set.lt.u32.s32 %d, %a, %b;", ["s32"] * 2, [a, b], "u32", lambda x, y: -int(x < y))
-    check("slct.u32.s32 %d, %a, %b, %c;", ["u32", "u32", "s32"], [*integers("u32", rng, 2), b], "u32", lambda x, y, z: x if z >= 0 else y)
+    check(
+        "slct.u32.s32 %d, %a, %b, %c;",
+        ["u32", "u32", "s32"],
+        [*integers("u32", rng, 2), b],
+        "u32",
+        lambda x, y, z: x if z >= 0 else y,
+    )
 
 
 def test_moves_split_and_join(rng: np.random.Generator) -> None:
