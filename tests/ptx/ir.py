@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,6 +139,15 @@ class Entry:
     code: list[Instr] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     max_threads: int = 1024
+
+    @property
+    def title(self) -> str:
+        """The name without numba's mangling (_ZN, then each part after its length, then ABI tags)."""
+        rest, found = self.name[3:] if self.name.startswith("_ZN") else "", self.name
+        while match := re.match(r"(\d+)", rest):
+            end = match.end() + int(match.group(1))
+            found, rest = rest[match.end() : end], rest[end:]
+        return found
 
 
 def operand_registers(operand: Operand) -> list[str]:

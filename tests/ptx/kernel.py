@@ -100,7 +100,7 @@ class PtxKernel:
                 values.append(arg)
         if len(values) != len(self.entry.params):
             raise LaunchError(
-                f"{self.entry.name} has {len(self.entry.params)} parameters, but {len(args)} arguments give {len(values)}"
+                f"{self.entry.title} has {len(self.entry.params)} parameters, but {len(args)} arguments give {len(values)}"
             )
         return {param.name: _scalar(value, param.type) for param, value in zip(self.entry.params, values)}
 

@@ -43,7 +43,7 @@ class Lanes:
         self.blocks = int(np.prod(self.grid))
         if self.threads > entry.max_threads:
             raise LaunchError(
-                f"{entry.name}: {self.threads} threads a block, but at most {entry.max_threads} are allowed"
+                f"{entry.title}: {self.threads} threads a block, but at most {entry.max_threads} are allowed"
             )
         self.count = self.threads * self.blocks
         self.all = np.arange(self.count)
@@ -103,7 +103,7 @@ class Lanes:
         where = f"\n  at PTX line {self.current.line}: {self.current.text}" if self.current else ""
         if lane is not None:
             where += f"\n  by {self.name(lane)}"
-        return kind(f"{self.entry.name}: {message}{where}")
+        return kind(f"{self.entry.title}: {message}{where}")
 
     def name(self, lane: int) -> str:
         """'block (x, y, z), thread (x, y, z)' of a lane."""
@@ -112,7 +112,7 @@ class Lanes:
 
     def unsupported(self, instr: Instr) -> UnsupportedInstruction:
         """The error for a form that is not implemented."""
-        return UnsupportedInstruction(f"{self.entry.name}: PTX line {instr.line} is not implemented: {instr.text}")
+        return UnsupportedInstruction(f"{self.entry.title}: PTX line {instr.line} is not implemented: {instr.text}")
 
     # ---------------------------------------------------------------- operands
     def reader(self, operand: Operand, kind: str) -> Reader:

@@ -167,7 +167,7 @@ class SharedMemory(_Memory):
         if static > STATIC_SHARED_LIMIT or static + dynamic > SHARED_LIMIT:
             text = f"{static} bytes of static and {dynamic} of dynamic shared memory"
             raise LaunchError(
-                f"{lanes.entry.name}: {text}; the limits are {STATIC_SHARED_LIMIT} and {SHARED_LIMIT} in all"
+                f"{lanes.entry.title}: {text}; the limits are {STATIC_SHARED_LIMIT} and {SHARED_LIMIT} in all"
             )
         spans, top = [], 0
         for variable in sorted(variables, key=lambda v: v.count is None):

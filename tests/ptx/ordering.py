@@ -36,13 +36,22 @@ class Clock:
 class Owners:
     """Codes for who touched an element, with the warp and block of each code (-1: of none)."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, clock: Clock) -> None:
         n, w, b = lanes.count, lanes.warps, lanes.blocks
         self.first_warp, self.first_block, self.anyone = n, n + w, n + w + b
         warps, blocks = np.arange(w), np.arange(b)
         none_w, none_b = np.full(b + 2, -1), np.array([-1, -1])
         self.warp = np.concatenate([lanes.warp_of, warps, none_w])
         self.block = np.concatenate([lanes.block_of, warps // lanes.warps_per_block, blocks, none_b])
+        self.clock = clock
+
+    def ordered(self, owner: np.ndarray, stamp: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Whether something stands between what `owner` did at `stamp` and what the lanes `ids` do now."""
+        block, warp = self.block[owner], self.warp[owner]
+        same_block = block == self.block[ids]
+        found = same_block & (stamp < self.clock.barrier[block])
+        found |= (warp == self.warp[ids]) & (stamp < self.clock.warp_sync[warp])
+        return found | (~same_block & (block >= 0) & (stamp < self.clock.fence[block]))
 
     def merge(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
         """The strongest code that covers both."""
@@ -60,13 +69,13 @@ class History:
         self.stamp = np.zeros(cells, np.int64)
         self.owners = owners
 
-    def record(self, cells: np.ndarray, ids: np.ndarray, now: int, since: np.ndarray) -> None:
-        """Remember an access; what the same block did before `since`, its last barrier, no longer matters."""
+    def record(self, cells: np.ndarray, ids: np.ndarray, now: int) -> None:
+        """Remember an access, beside those before it that nothing orders."""
         previous = self.owner[cells]
         keep = (previous != NOBODY) & (previous != ids)
         code = ids
         if keep.any():
-            keep &= (self.stamp[cells] >= since) | (self.owners.block[previous] != self.owners.block[ids])
+            keep &= ~self.owners.ordered(previous, self.stamp[cells], ids)
             code = np.where(keep, self.owners.merge(np.where(keep, previous, ids), ids), ids)
         self.owner[cells] = code
         self.stamp[cells] = now
@@ -84,7 +93,7 @@ class RaceDetector:
 
     def __init__(self, lanes: Lanes, clock: Clock, cells: int, error: type[PtxError], local: bool) -> None:
         self.lanes, self.clock, self.error, self.local = lanes, clock, error, local
-        self.owners = Owners(lanes)
+        self.owners = Owners(lanes, clock)
         self.writes = History(cells, self.owners)
         self.reads = History(cells, self.owners)
         self.atomics: History | None = None
@@ -104,11 +113,11 @@ class RaceDetector:
         if kind == "write":
             self._write(cells, ids, now)
         elif kind == "read":
-            self.reads.record(cells, ids, now, since)
+            self.reads.record(cells, ids, now)
         else:
             if self.atomics is None:
                 self.atomics = History(self.cells, self.owners)
-            self.atomics.record(cells, ids, now, since)
+            self.atomics.record(cells, ids, now)
 
     def _write(self, cells: np.ndarray, ids: np.ndarray, now: int) -> None:
         self.writes.owner[cells] = ids
@@ -127,14 +136,9 @@ class RaceDetector:
             return
         at = np.flatnonzero(suspect)
         owner, stamp, mine = owner[at], past.stamp[cells[at]], ids[at]
-        owner_block, owner_warp = self.owners.block[owner], self.owners.warp[owner]
-        same_block = owner_block == self.lanes.block_of[mine]
-        same_warp = owner_warp == self.lanes.warp_of[mine]
-        ordered = same_block & (stamp < self.clock.barrier[owner_block])
-        ordered |= same_warp & (stamp < self.clock.warp_sync[owner_warp])
-        ordered |= ~same_block & (owner_block >= 0) & (stamp < self.clock.fence[owner_block])
+        ordered = self.owners.ordered(owner, stamp, mine)
         if did == "updated":  # atomics of several blocks: whoever passed a barrier since may look at the result
-            ordered |= (owner_block < 0) & (stamp < since[at])
+            ordered |= (self.owners.block[owner] < 0) & (stamp < since[at])
         wrong = np.flatnonzero(~ordered)
         if len(wrong):
             k = wrong[0]
