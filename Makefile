@@ -44,7 +44,7 @@ types: $(VENV)/.dev .typecheck
 	@rm -rf .typecheck && mkdir -p .typecheck/fusegraph
 	@ln -s $(CURDIR)/fusegraph/* $(CURDIR)/passes $(CURDIR)/codegen .typecheck/fusegraph/
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.rivals
 	$(BIN)/python -m benchmarks $(ARGS)
 
 wheel: $(VENV)/.dev
@@ -63,6 +63,13 @@ $(VENV)/.examples: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[dev,examples]'
 	@touch $@ $(VENV)/.examples
+
+# What the benchmarks compare with. Each is optional: one that does not install is reported as such.
+$(VENV)/.rivals: $(VENV)/.dev
+	$(PIP) install --quiet torch==2.13.0 || $(PIP) install --quiet torch || echo "torch does not install here: left out"
+	$(PIP) install --quiet jax || echo "JAX does not install here: left out"
+	$(PIP) install --quiet tinygrad || echo "tinygrad does not install here: left out"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .typecheck build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,66 @@
+"""fusegraph: the whole step is one compiled function. Not compiled and in float64 it is the reference for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import fusegraph as fg
+from benchmarks.systems import Array, Session
+from benchmarks.systems.cases import BATCHES, Case
+from benchmarks.systems.networks import NETWORKS, Framework, function_of, loss_of, optimizer_of
+
+FRAMEWORK = Framework(fg, fg.nn, fg.functional, fg.optim)
+
+
+def version() -> str:
+    """What is measured."""
+    return f"fusegraph {fg.__version__}"
+
+
+def prepare(
+    case: Case, variant: str, threads: int, dtype: str, weights: dict[str, Array], batches: list[Any]
+) -> Session:
+    """`variant`: "compiled" or "eager". The process is bound to `threads` cores, hence they need not be set here."""
+    make = _training if case.kind == "train" else _function
+    step, parameters = make(case, dtype, weights)
+    if variant == "compiled":
+        step = fg.compile(step)
+    data = [tuple(fg.tensor(a.astype(dtype) if a.dtype.kind == "f" else a) for a in batch) for batch in batches]
+
+    def values(result: Any) -> list[Array]:
+        return [np.asarray(value.detach()) for value in (result if isinstance(result, tuple) else (result,))]
+
+    return Session(lambda number: step(*data[number % BATCHES]), lambda result: None, values, parameters)
+
+
+def _training(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    model = NETWORKS[case.network](FRAMEWORK).to(dtype)
+    model.load_state_dict({name: value.astype(dtype) for name, value in weights.items()})
+    optimizer = optimizer_of(FRAMEWORK, case, model.parameters())
+    loss_function = loss_of(FRAMEWORK, case)
+
+    def train(*arrays: Any) -> Any:
+        *inputs, target = arrays
+        optimizer.zero_grad()
+        loss = loss_function(model(*inputs), target)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return train, lambda: {name: np.array(value.detach()) for name, value in model.state_dict().items()}
+
+
+def _function(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    function = function_of(FRAMEWORK, case)
+    if case.kind == "forward":
+        return function, dict
+
+    def with_gradients(*arrays: Any) -> Any:
+        inputs = [array.detach().requires_grad_() for array in arrays[:-1]]
+        value = function(*inputs)
+        return value, *fg.autograd.grad(value, inputs, arrays[-1])
+
+    return with_gradients, dict
