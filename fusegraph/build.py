@@ -242,7 +242,8 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     seconds["llvm"] = time.perf_counter() - clock
     slots = tuple(Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals))
     layout = StepLayout(slots, program.inputs, program.outputs, program.guards, step.memory.arena_bytes, step.workspace_bytes,
-                        tuple(kernel.name for kernel in step.kernels), step.barriers, step.memory.unshared_bytes, program.checks, data_field())
+                        tuple(loop.name for loop in program.loops), step.barriers, step.memory.unshared_bytes,
+                        program.checks, data_field())
     return code, layout
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Version:
     signatures: list[tuple[Any, ...]] = field(init=False)
     learned: list[Tensor] = field(init=False)
     dense: bool = field(init=False)
+    spans: Array | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.signatures = [_signature(tensor) for tensor in self.captured]
@@ -98,7 +100,7 @@ class Version:
             if any(_signature(tensor) != known for tensor, known in zip(self.captured, self.signatures, strict=True)):
                 return False
             self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
-            self.checked = version
+            self.checked, self.spans = version, None
         return self.unchanged()
 
     def unchanged(self) -> bool:
@@ -306,6 +308,7 @@ class Compiled:
                 raise UnsupportedError(f"{sources[position].name or 'an argument'} of shape {list(sources[position].shape)} is overwritten "
                                        "by the compiled function, but its memory is read-only (a view?): pass a copy")
         before = {position: arrays[position].copy() for position in version.joint.overwritten} if version.joint is not None else {}
+        _check_apart(version, arguments, sources)
         made = version.artifact.run(arrays)
         version.calls += 1
         version.used = now()
@@ -374,6 +377,42 @@ def _leave_gradients(version: Version, arguments: list[Tensor], outputs: list[Te
             argument.grad = outputs[position] if argument.grad is None else argument.grad + outputs[position]
 
 
+def _check_apart(version: Version, arguments: list[Tensor], sources: list[Tensor]) -> None:
+    """Raise UnsupportedError if something that the function overwrites is also another input of it.
+
+    The uncompiled function would see the change in both; the compiled one reads each input as it was, or not, as kernels fall.
+    """
+    if not version.written:
+        return
+    first, written = len(arguments), set(version.written)
+    if version.spans is None:  # addresses of captured tensors, kept until a setting changes
+        moving = {position for position, _ in version.owners}  # gradients lie somewhere else at each call
+        version.spans = np.array([(0, 0) if first + i in moving else _span(t) for i, t in enumerate(sources[first:])],
+                                 np.int64).reshape(-1, 2)
+        for position in (p for p in written if p >= first):
+            _refuse_overlap(version.spans, position - first, sources[position])
+    for number, argument in enumerate(arguments):
+        chosen = [p - first for p in written if p >= first] if number not in written else slice(None)
+        _refuse_overlap(version.spans[chosen], None, argument)
+        if number in written:
+            _refuse_overlap(np.array([_span(a) for a in arguments], np.int64), number, argument)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First and last byte (exclusive) of a tensor's memory."""
+    return np.lib.array_utils.byte_bounds(tensor._value) if tensor._value.size else (0, 0)
+
+
+def _refuse_overlap(spans: Array, own: int | None, tensor: Tensor) -> None:
+    low, high = _span(tensor)
+    hit = (spans[:, 0] < high) & (low < spans[:, 1])
+    if own is not None:
+        hit[own] = False
+    if hit.any():
+        raise UnsupportedError(f"a tensor of shape {list(tensor.shape)} ({tensor.name or 'an argument'}) shares memory with another one that "
+                               "the compiled function reads, and one of them is overwritten: pass a .clone(), or use one of them only")
+
+
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.shape, tensor.dtype, tensor.requires_grad)
 
@@ -395,6 +434,16 @@ def _digits(value: Any) -> int:
 def _in_words(signature: tuple[Any, ...]) -> str:
     shape, dtype, learned = signature
     return f"{dtype.name}{list(shape)}{', with a gradient' if learned else ''}"
+
+
+def _after_fork() -> None:
+    """In the child: a thread that it does not have may have been compiling."""
+    global _compiling
+    _compiling = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------------

@@ -30,13 +30,15 @@ _BY_VALUE = (bool, int, float, str, bytes, type(None))
 _HEAD = """def repeat(args, kwargs):
     if {kwargs} or len(args) != {count} or active.trace is not None or recording.enabled is not {recording}:
         return MISS"""
-_TENSOR = """    # {name}: {dtype}{shape}
+_ARRAY = """    # {name}: {dtype}{shape}
     {array} = {name}
     if type({name}) is Tensor:
         if {name}.requires_grad is not {gradient}:
             return MISS
         {array} = {name}._value{otherwise}
-    if type({array}) is not ndarray or {array}.dtype is not {name}_dtype or {array}.shape != {shape} or not {array}.flags.c_contiguous:
+    if type({array}) is not ndarray or {array}.dtype is not {name}_dtype or {array}.shape != {shape}:
+        return MISS
+    if not {array}.flags.c_contiguous:
         return MISS"""
 _SETTINGS = """    if settings.version != this.settings and not this.refresh(){unchanged}:
         return MISS"""
@@ -59,12 +61,16 @@ def no_repeat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def repeat_of(version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Repeat | None:
     """The short way for calls such as this one, which has just been run the long way; None where it must go on as before."""
     step, values = version.artifact.executable, (*args, *kwargs.values())
-    arguments = [position for position, value in enumerate(values) if _is_array(value)]
-    if (not isinstance(step, NativeStep) or step.layout.checks or version.artifact.options.verify or not version.dense or version.owners
-            or any(position < len(arguments) for position in version.written)
-            or (version.joint is not None and version.joint.overwritten)
-            or any(isinstance(owner, int) for owner, _ in version.grads)
-            or not all(position in arguments or _is_plain(value) for position, value in enumerate(values))):
+    if not isinstance(step, NativeStep) or step.layout.checks or version.artifact.options.verify or not version.dense:
+        return None
+    arrays = [value._value if type(value) is Tensor else value for value in values if _is_array(value)]
+    changes_arguments = any(position < len(arrays) for position in version.written)
+    changes_arguments |= any(type(owner) is int for owner, _ in version.grads)
+    if changes_arguments or version.owners or (version.joint is not None and version.joint.overwritten):
+        return None
+    if not all(_is_array(value) or _is_plain(value) for value in values):
+        return None
+    if any(array.dtype is not step.input_dtype(number) for number, array in enumerate(arrays)):  # converted at each call
         return None
     return Repeat(version, step, values, tuple(kwargs))
 
@@ -92,7 +98,8 @@ class Repeat:
         self._names: dict[str, Any] = {
             "active": active, "recording": autograd._mode, "settings": Settings, "version": version, "this": self, "step": step,
             "table": step.table, "pointer": step.pointer, "call": step.choice.call, "acquire": step.lock.acquire,
-            "release": step.lock.release, "Tensor": Tensor, "ndarray": np.ndarray, "empty": np.empty, "make": Tensor._make, "MISS": MISS}
+            "release": step.lock.release, "Tensor": Tensor, "ndarray": np.ndarray, "empty": np.empty, "make": Tensor._make,
+            "MISS": MISS}
         self.source = "\n".join([*self._checks(names), *self._call(), *self._results()]) + "\n"
         exec(compile(self.source, f"<repeated call of {version.artifact.source.name}>", "exec"), self._names)
         self.run: Callable[[tuple[Any, ...], dict[str, Any]], Any] = self._names["repeat"]
@@ -122,7 +129,7 @@ class Repeat:
         gradient = type(value) is Tensor and value.requires_grad
         array = value._value if type(value) is Tensor else value
         self._names[f"a{position}_dtype"] = array.dtype
-        return _TENSOR.format(name=f"a{position}", array=f"x{position}", dtype=array.dtype, shape=array.shape, gradient=gradient,
+        return _ARRAY.format(name=f"a{position}", array=f"x{position}", dtype=array.dtype, shape=array.shape, gradient=gradient,
                               otherwise="\n    else:\n        return MISS" if gradient else "")
 
     def _check_plain(self, position: int, value: Any) -> str:

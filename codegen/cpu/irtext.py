@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fusegraph.codegen.cpu.ircontrol import Branch, Loop
 
@@ -43,6 +44,8 @@ FAST_MATH = "contract nsz arcp reassoc"
 """Flags for arithmetic that may be re-associated. Never nnan/ninf: NaN and inf behave as in numpy."""
 
 Operand = str | int
+
+_CALLEE = re.compile(r"call [^@]*@([\w.]+)\(")
 
 _UNLIKELY = ', !prof !{!"branch_weights", i32 1, i32 2000}'
 
@@ -152,6 +155,17 @@ class FunctionBuilder:
         body = self._lines if self._returned else [*self._lines, "  ret void"]
         head = f"define {linkage}{self.returns} @{self.name}({', '.join(self.params)}){attrs} {{"
         return "\n".join([head, "entry:", *body, "}", ""])
+
+    def form(self) -> tuple[str, str]:
+        """Its head and instructions, without its name and comments: equal for functions that do the same."""
+        body = "\n".join([line for line in self._lines if not line.startswith("  ;")])
+        return f"{self.returns} {self.params} {self.attrs} {self._returned}", body
+
+    def rename_calls(self, names: Mapping[str, str]) -> None:
+        """Call functions by other names; those that are not mentioned keep theirs."""
+        for number, line in enumerate(self._lines):
+            if "call " in line and (found := _CALLEE.search(line)) and found[1] in names:
+                self._lines[number] = line[: found.start(1)] + names[found[1]] + line[found.end(1) :]
 
     # calls
 
@@ -380,6 +394,21 @@ class Module:
         known = self._declarations.setdefault(name, declaration)
         if known != declaration:
             raise ValueError(f"@{name} is declared twice: {known!r} and {declaration!r}")
+
+    def merge_equal(self) -> int:
+        """Keep one of all internal functions that differ only in their names (and comments); gives how many went."""
+        first: dict[tuple[str, str], str] = {}
+        instead: dict[str, str] = {}
+        for name, fn in self._functions.items():
+            if isinstance(fn, FunctionBuilder) and fn.linkage == "internal":
+                instead[name] = first.setdefault(fn.form(), name)
+        gone = {name: kept for name, kept in instead.items() if kept != name}
+        for name in gone:
+            del self._functions[name]
+        for fn in self._functions.values() if gone else ():
+            if isinstance(fn, FunctionBuilder):
+                fn.rename_calls(gone)
+        return len(gone)
 
     def text(self) -> str:
         """The module as LLVM assembly."""

@@ -9,11 +9,12 @@ All threads run the same function. Between two kernels there is a barrier only w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
-from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
+from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
@@ -44,19 +45,35 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
     return emit_nest(module, loop, program, vector_bits, exact=exact)
 
 
-def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False, data_field: int | None = None) -> StepCode:
+def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False,
+              data_field: int | None = None) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
     data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
     """
     module = Module(vector_bits=vector_bits)
-    kernels = tuple(emit_kernel(module, loop, program, vector_bits, exact) for loop in program.loops)
+    kernels = _emit_kernels(module, program, vector_bits, exact)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
     barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field)
+    module.merge_equal()
     return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
+
+
+def _emit_kernels(module: Module, program: Program, vector_bits: int, exact: bool) -> tuple[EmittedKernel, ...]:
+    """A kernel for each loop; loops that differ only in names share one function."""
+    kernels: list[EmittedKernel] = []
+    first: dict[Key, tuple[Loop, EmittedKernel]] = {}
+    for loop in program.loops:
+        key = kernel_key(loop, program)
+        if key not in first:
+            first[key] = (loop, emit_kernel(module, loop, program, vector_bits, exact))
+        like, kernel = first[key]
+        renamed = dict(zip(kernel_buffers(like), kernel_buffers(loop), strict=True))
+        kernels.append(replace(kernel, buffers=tuple(renamed[name] for name in kernel.buffers)))
+    return tuple(kernels)
 
 
 def _emit_driver(module: Module, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...], guards: list[str],
@@ -108,6 +125,7 @@ def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, ker
         written[kernel.parallel] |= writes
         arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
         arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
+        fn.comment(loop.name)
         if kernel.parallel:
             fn.emit(f"call void @{kernel.name}({arguments}, i64 %tid, i64 %nt)")
         else:
@@ -152,7 +170,8 @@ def _emit_guard(module: Module, guard: Guard, number: int, program: Program) -> 
     whole = buffer.size // lanes * lanes
     with fn.loop(0, whole, lanes, carried=[(f"<{lanes} x i1>", "zeroinitializer")]) as loop:
         value = fn.load(vector, fn.gep("%p", loop.index, kind), buffer.dtype.itemsize)
-        loop.next(fn.op(f"or <{lanes} x i1> {loop.phis[0]}, {_outside(fn, guard, vector, value, signed, f'splat ({kind} ', ')')}"))
+        outside = _outside(fn, guard, vector, value, signed, f"splat ({kind} ", ")")
+        loop.next(fn.op(f"or <{lanes} x i1> {loop.phis[0]}, {outside}"))
     found = fn.op(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {loop.results[0]})")
     fn.declare(f"llvm.vector.reduce.or.v{lanes}i1", f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)")
     for element in range(whole, buffer.size):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from fusegraph.dtypes import DType
 from fusegraph.ir.graph import Node
@@ -109,6 +110,10 @@ class Loop:
 
     def reads(self) -> tuple[str, ...]:
         """Names of the buffers that it loads from, each once, in order."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> tuple[str, ...]:
         found: dict[str, None] = {}
         for stage in self.stages:
             roots = stage.expressions() + [value for store in stage.stores for value in _store_values(store)]
@@ -119,6 +124,10 @@ class Loop:
 
     def writes(self) -> tuple[str, ...]:
         """Names of the buffers that it stores to, each once, in order."""
+        return self._writes
+
+    @cached_property
+    def _writes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(store.buffer for stage in self.stages for store in stage.stores))
 
     def points(self) -> int:

@@ -42,7 +42,7 @@ class Slot:
 class StepLayout:
     """What native code expects. `inputs`: names in argument order; `outputs`: names in result order.
 
-    data_field: the table has addresses of array objects, where the address of the data stands so many bytes in; None: it has that.
+    data_field: the table has addresses of array objects, where the data's address stands so many bytes in; None: it has that.
     """
 
     slots: tuple[Slot, ...]
@@ -68,7 +68,8 @@ class StepLayout:
         guards = tuple(Guard(**guard) for guard in data["guards"])
         rest = {key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes", "data_field")}
         checks = tuple(Check(**{**check, "inputs": tuple(check["inputs"])}) for check in data["checks"])
-        return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]), checks=checks, **rest)
+        return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]),
+                          checks=checks, **rest)
 
 
 TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3  # as in codegen.cpu.step
@@ -153,6 +154,10 @@ class NativeStep:
             results = [results[i].copy() if again else results[i] for i, again in self.twice]
         return results
 
+    def input_dtype(self, number: int) -> np.dtype[Any]:
+        """What the array given as that input must hold."""
+        return np.dtype(self._slots[self.layout.inputs[number]].dtype)
+
     def hold(self, held: Sequence[Array]) -> None:
         """Put `held` into the table, as the last inputs. Under the lock."""
         first = len(self.input_places) - len(held)
@@ -191,7 +196,7 @@ class NativeStep:
 
 def _outputs_of(layout: StepLayout, shapes: Sequence[tuple[int, ...]],
                 place: dict[str, int]) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool]] | None]:
-    """(place, shape, dtype) of every output once; for each result (which of them, whether it was given out before), if any was."""
+    """(place, shape, dtype) of every output once; for each result (which of them, whether given out before), if any was."""
     dtypes = {slot.name: np.dtype(slot.dtype) for slot in layout.slots}
     first: dict[str, int] = {}
     results = [(first.setdefault(name, len(first)), name in layout.outputs[:i]) for i, name in enumerate(layout.outputs)]
