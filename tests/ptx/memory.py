@@ -102,6 +102,7 @@ class GlobalMemory(_Memory):
     def locate(self, address: np.ndarray, nbytes: int, sel: Sel, store: bool) -> np.ndarray:
         """Offsets into the buffer, after the checks of bounds, alignment and permission."""
         offset = address - GLOBAL_BASE
+        self.check_alignment("global", offset, nbytes, sel)
         k = np.searchsorted(self.starts, offset, side="right") - 1
         wrong = (k < 0) | (offset + nbytes > self.ends[k])
         if wrong.any():
@@ -109,7 +110,6 @@ class GlobalMemory(_Memory):
         if store and self.readonly[k].any():
             j = int(np.flatnonzero(self.readonly[k])[0])
             raise self.lanes.fault(OutOfBounds, f"store to read-only array {int(k[j])}", int(self.lanes.ids(sel)[j]))
-        self.check_alignment("global", offset, nbytes, sel)
         return offset
 
     def _out_of_bounds(self, offset: np.ndarray, nbytes: int, sel: Sel, j: int) -> None:

@@ -41,8 +41,10 @@ def _check_members(machine: Machine, view: WarpView, mask: np.ndarray) -> None:
     bits = np.arange(WARP)
     named = (mask[:, None] >> bits) & 1 == 1
     first = view.ids - view.lane  # lane 0 of the same warp
-    position = np.minimum(first[:, None] + bits, lanes.count - 1)
-    running = (lanes.warp_of[position] == lanes.warp_of[view.ids][:, None]) & machine.running[position]
+    position = first[:, None] + bits
+    exists = position < lanes.count
+    position = np.minimum(position, lanes.count - 1)
+    running = exists & (lanes.warp_of[position] == lanes.warp_of[view.ids][:, None]) & machine.running[position]
     absent = named & running & (view.table[view.row] < 0)
     if absent.any():
         k = int(np.flatnonzero(absent.any(axis=1))[0])
