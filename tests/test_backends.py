@@ -8,6 +8,8 @@ numba the largest.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ import pytest
 import fusegraph as fg
 from fusegraph.build import Artifact, Options, build, step_code
 from fusegraph.dtypes import SUPPORTED
+from fusegraph.errors import IndexRangeError
 from fusegraph.ir import PRIMITIVES, interpret
+from fusegraph.ir.graph import Graph
+from fusegraph.runtime import llvm
 from fusegraph.runtime.threads import ThreadSetting
 from tests import op_sheets
 from tests.op_sheets import Case, Sheet, compare, integer_cases, sheet_of, table_cases
@@ -237,6 +242,11 @@ def test_special_numbers_with_numba(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("backend", ["cpu", "python"])
 def test_sizes_around_the_vector_length(backend: str, dtype: str) -> None:
+    assert sizes_sheet(dtype).mismatches(backend) == []
+
+
+def sizes_sheet(dtype: str) -> Sheet:
+    """Rows, columns and vectors of 0 to 65 elements."""
     rng, sheet = np.random.default_rng(2), Sheet()
     for n in (0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65):
         flat, row, column = (rng.uniform(-2, 2, shape).astype(dtype) for shape in ((n,), (3, n), (n, 3)))
@@ -250,7 +260,19 @@ def test_sizes_around_the_vector_length(backend: str, dtype: str) -> None:
         sheet.add(Case("matmul", (row, column), {}))
         sheet.add(Case("matmul", (column, row), {}))
         sheet.add(Case("permute", (row,), {"axes": (1, 0)}))
-    assert sheet.mismatches(backend) == []
+    return sheet
+
+
+@pytest.mark.parametrize("bits", [128, 512])
+def test_code_for_other_vector_widths(bits: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LLVM splits or joins registers, so that code made for another machine's width runs here."""
+    host = replace(llvm.target(), vector_bits=bits)
+    monkeypatch.setattr(llvm, "target", lambda: host)
+    monkeypatch.setenv("FUSEGRAPH_CACHE_DIR", str(tmp_path))
+    assert sheet_of(table_cases("float32", 1), SUPPORTED["float32"]).mismatches("cpu") == []
+    assert special_sheet("float32").mismatches("cpu", elementwise=True) == []
+    for sheet in (sizes_sheet("float32"), large_sheet("float64"), special_rows("float64"), integer_edges()):
+        assert sheet.mismatches("cpu") == []
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numba", "python", "reference"])
@@ -362,6 +384,26 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: str, free_threads: Non
         assert [label for label, a, b in zip(sheet.labels, first, bits, strict=True) if a != b] == [], (
             f"{count} threads against one"
         )
+
+
+def test_indices_are_checked_before_a_step_changes_them(free_threads: None) -> None:
+    """Every thread checks them; one that comes late must not see what another has already written."""
+    sheet = Sheet()
+    ids, table = np.arange(5, dtype=np.int32), np.arange(10.0)
+    node = sheet.input(ids)
+    checked = sheet.builder.add("check_index", (node,), {"low": 0, "high": 10, "allow": None, "what": "index"})
+    taken = sheet.builder.add("take", (sheet.input(table), checked), {"axis": 0})
+    moved = sheet.builder.add("add", (node, sheet.number(100, node)))
+    artifact = build(Graph("moving", tuple(sheet.builder.inputs), (taken,), ((node, moved),)), Options("cpu"))
+    for count in (1, 2, 3, 8):
+        fg.set_num_threads(count)
+        for _ in range(50):
+            own = ids.copy()
+            np.testing.assert_array_equal(artifact.run([own, table])[0], ids)
+            np.testing.assert_array_equal(own, ids + 100)
+            with pytest.raises(IndexRangeError, match="100"):
+                artifact.run([own, table])
+            np.testing.assert_array_equal(own, ids + 100)
 
 
 # -- composites -------------------------------------------------------------------------------------------------------

@@ -110,8 +110,9 @@ def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, ker
     Kernels that run on thread 0 alone need no barrier among themselves.
     """
     written: dict[bool, set[Region]] = {True: set(), False: set()}  # by parallel kernels, by thread 0 alone
-    read: dict[bool, set[Region]] = {True: set(), False: set()}
     regions = _Regions(program, memory)
+    checked = {regions.of(guard.buffer) for guard in program.guards}  # by every thread: a late one must not see new values
+    read: dict[bool, set[Region]] = {True: checked, False: set()}
     count = 0
     for loop, kernel in zip(program.loops, kernels, strict=True):
         reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
