@@ -38,7 +38,7 @@ _ARRAY = """    # {name}: {dtype}{shape}
         {array} = {name}._value{otherwise}
     if type({array}) is not ndarray or {array}.dtype is not {name}_dtype or {array}.shape != {shape}:
         return MISS
-    if not {array}.flags.c_contiguous:
+    if not {array}.flags.c_contiguous{apart}:
         return MISS"""
 _SETTINGS = """    if settings.version != this.settings and not this.refresh(){unchanged}:
         return MISS"""
@@ -95,6 +95,7 @@ class Repeat:
         self.settings, self.held = -1, list[Array]()
         self._arrays = [position for position, value in enumerate(values) if _is_array(value)]
         self._written = [version.captured[position - len(self._arrays)] for position in version.written]
+        self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
         self._names: dict[str, Any] = {
             "active": active, "recording": autograd._mode, "settings": Settings, "version": version, "this": self, "step": step,
             "table": step.table, "pointer": step.pointer, "call": step.choice.call, "acquire": step.lock.acquire,
@@ -112,6 +113,7 @@ class Repeat:
         if not self.version.holds() or not self.version.dense or not all(t._value.flags.writeable for t in self._written):
             return False
         self.held, self.settings = [tensor._value for tensor in self.version.captured], settings
+        self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
         return True
 
     def _checks(self, names: tuple[str, ...]) -> list[str]:
@@ -130,7 +132,8 @@ class Repeat:
         array = value._value if type(value) is Tensor else value
         self._names[f"a{position}_dtype"] = array.dtype
         return _ARRAY.format(name=f"a{position}", array=f"x{position}", dtype=array.dtype, shape=array.shape, gradient=gradient,
-                              otherwise="\n    else:\n        return MISS" if gradient else "")
+                              otherwise="\n    else:\n        return MISS" if gradient else "",
+                              apart=f" or id(x{position}) in this.overwritten" if self._written else "")
 
     def _check_plain(self, position: int, value: Any) -> str:
         name, kept = f"a{position}", f"a{position}_value"
@@ -158,8 +161,8 @@ class Repeat:
         if self._written:
             self._names["written"] = self._written
             lines.append("    for tensor in written:\n        tensor._version += 1")
-        again = self._step.twice or [(number, False) for number in range(len(self._step.outputs))]
-        made = [f"out{number}.copy()" if repeated else f"out{number}" for number, repeated in again]
+        again = self._step.twice or [(number, False, ()) for number in range(len(self._step.outputs))]
+        made = [f"out{number}.copy().reshape({shape!r})" if repeated else f"out{number}" for number, repeated, shape in again]
         if not version.grads and joint is None and version.results == [MADE] and version.rebuild([MADE]) is MADE:
             return [*lines, f"    return make({made[0]})"]
         return [*lines, f"    return this.wrap(args, kwargs, [{', '.join(f'x{p}' for p in self._arrays)}], [{', '.join(made)}])"]

@@ -138,7 +138,7 @@ class GraphMaker:
             b = self.add("add", [self.add("abs", [b]), self.full(0.7, b.shape)])
         if op == "mul":
             b = self.tame(b)
-        return self.add(op, [b, a] if self.chance(0.5) else [a, b])
+        return self.add(op, [b, a] if self.chance(0.5) and op != "div" else [a, b])
 
     def choose(self) -> Node:
         a = self.node()

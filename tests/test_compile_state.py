@@ -306,6 +306,64 @@ def test_seeding_inside_seeds_at_each_call(backend: str) -> None:
     equal(f(X), f(X).numpy())
 
 
+@backends
+def test_one_tensor_is_not_two_inputs_where_it_is_overwritten(backend: str) -> None:
+    state = fg.tensor(np.ones(3, np.float32))
+
+    @wrap(backend)
+    def f(x: Any) -> Any:
+        state.add_(1.0)
+        return x + state
+
+    equal(f(np.ones(3, np.float32)), [3, 3, 3])
+    for alias in (state, state.detach(), state.numpy()[::-1], state.numpy()):
+        with pytest.raises(UnsupportedError, match="shares memory"):
+            f(alias)
+    equal(state, [2, 2, 2])
+    equal(wrap(backend)(lambda x, y: x * y)(state, state), [4, 4, 4])
+    g = wrap(backend)(lambda x, y: x.add_(1.0) + y)
+    with pytest.raises(UnsupportedError, match="shares memory"):
+        g(state, state)
+    equal(g(state, state.clone()), [5, 5, 5])
+    view = state.detach()
+
+    @wrap(backend)
+    def both(x: Any) -> Any:
+        state.mul_(x)
+        return view + 1.0
+
+    with pytest.raises(UnsupportedError, match="shares memory"):
+        both(np.float32(2) * np.ones(3, np.float32))
+
+
+@backends
+def test_calls_that_repeat_each_other(backend: str) -> None:
+    """The second and third call of a kind go another way than the first."""
+    f = wrap(backend)(lambda x: (x * 2.0, (x * 2.0).reshape(-1), (x * 2.0).T, x.reshape(4, 1) + 1.0))
+    for _ in range(4):
+        first, flat, turned, other = f(np.arange(4, dtype=np.float32).reshape(2, 2))
+        assert (flat.shape, turned.shape, other.shape) == ((4,), (2, 2), (4, 1))
+        equal(first, [[0, 2], [4, 6]])
+        equal(flat, [0, 2, 4, 6])
+        equal(turned, [[0, 4], [2, 6]])
+        first.mul_(0.0)
+        equal(flat, [0, 2, 4, 6])
+    g = wrap(backend)(lambda x: x + 1)
+    for dtype in ("float16", "int8", ">f4", "float64", "bool"):
+        values = np.arange(3).astype(dtype)
+        for _ in range(3):
+            equal(g(values), (fg.as_tensor(values) + 1).numpy())
+    model = mlp()
+    fast = wrap(backend)(model)
+    for _ in range(3):
+        with fg.no_grad():
+            assert not fast(X).requires_grad
+        assert fast(X).requires_grad
+        x = fg.tensor(X, requires_grad=True)
+        fast(x).sum().backward()
+        assert x.grad is not None
+
+
 # -- errors ----------------------------------------------------------------------------------------------------------------------
 
 def snapshot(model: nn.Module, opt: optim.Optimizer) -> list[Any]:

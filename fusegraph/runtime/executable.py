@@ -101,7 +101,7 @@ class NativeStep:
 
     table, pointer, lock   what the code reads, where it is, and who may fill it
     input_places, outputs  places in the table: of inputs; of outputs, with shape and dtype
-    twice                  for each result which of the outputs it is, and whether that was given out before; None: each once
+    twice                  for each result which of the outputs it is, whether that was given out before, its shape; None: each once
     entry, address_of      what stands in the table for an array: Python text, and the function that it calls
     held                   see `run`
     """
@@ -151,7 +151,7 @@ class NativeStep:
             if table[TABLE_ERROR]:
                 self.explain_guard([*inputs, *held])
         if self.twice is not None:
-            results = [results[i].copy() if again else results[i] for i, again in self.twice]
+            results = [results[i].copy().reshape(shape) if again else results[i] for i, again, shape in self.twice]
         return results
 
     def input_dtype(self, number: int) -> np.dtype[Any]:
@@ -195,11 +195,11 @@ class NativeStep:
 
 
 def _outputs_of(layout: StepLayout, shapes: Sequence[tuple[int, ...]],
-                place: dict[str, int]) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool]] | None]:
-    """(place, shape, dtype) of every output once; for each result (which of them, whether given out before), if any was."""
+                place: dict[str, int]) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool, tuple[int, ...]]] | None]:
+    """(place, shape, dtype) of every output once; for each result (which of them, whether given out before, shape), if any was."""
     dtypes = {slot.name: np.dtype(slot.dtype) for slot in layout.slots}
     first: dict[str, int] = {}
-    results = [(first.setdefault(name, len(first)), name in layout.outputs[:i]) for i, name in enumerate(layout.outputs)]
+    results = [(first.setdefault(name, len(first)), name in layout.outputs[:i], tuple(shapes[i])) for i, name in enumerate(layout.outputs)]
     made = [(place[name], tuple(shapes[layout.outputs.index(name)]), dtypes[name]) for name in first]
     return made, results if len(made) < len(results) else None
 
