@@ -188,14 +188,13 @@ class _TwoPieces(_Places):
     """Lanes of the first piece lie from `first` on, the others so that the last one is at its place."""
 
     def __init__(self, ops: VectorOps, offsets: str, first: str, second: str) -> None:
-        self.first, self.second = first, second
+        self.first, self.second, self.lane_by_lane = first, second, _Scattered(offsets)
         wide = ops.of("i64")
         self.in_first = wide.compare("eq", offsets, wide.iota(first))
 
     def load(self, ops: VectorOps, source: str, count: int) -> str:
         fn = ops.fn
-        head, tail = fn.gep(source, self.first, ops.element), fn.gep(source, self.second, ops.element)
         if count == ops.lanes:
+            head, tail = fn.gep(source, self.first, ops.element), fn.gep(source, self.second, ops.element)
             return ops.select(self.in_first, ops.load(head), ops.load(tail))
-        valid = ops.of("i1").binary("and", ops.first_mask(count), self.in_first)
-        return ops.masked_load(head, valid, ops.load_first(tail, count))
+        return self.lane_by_lane.load(ops, source, count)  # LLVM 22 may drop a mask that it finds out late to be false
