@@ -273,7 +273,7 @@ def test_tensor_core_products(kind: str, rng: np.random.Generator) -> None:
 
 STORE = SHARED + "mov.u64 %rd1, s;\n mad.wide.u32 %rd2, %r0, 4, %rd1;\n st.shared.u32 [%rd2], %r0;\n"
 FAULTS = {
-    "below the array": (INDEX + "st.global.u32 [%rd5-4], %r0;", OutOfBounds, r"byte -4 of array 0 \(uint32\[32\], 128 bytes\)"),
+    "below the array": (INDEX + "st.global.u32 [%rd5-4], %r0;", OutOfBounds, r"byte -4 of argument 0 \(uint32\[32\], 128"),
     "behind the array": (INDEX + "st.global.u32 [%rd5+4], %r0;", OutOfBounds, r"byte 128[\s\S]*thread \(31, 0, 0\)"),
     "null": ("mov.u64 %rd1, 0;\n ld.global.u32 %r1, [%rd1];", OutOfBounds, "global access out of bounds"),
     "misaligned": (INDEX + "ld.global.u16 %h0, [%rd5+1];", Misaligned, r"misaligned global access: 2 bytes"),
@@ -347,3 +347,20 @@ JOIN:
     add.u32 %d, %d, 1;"""
     got = evaluate(code, ["u32"], [np.arange(40)], "u32")
     assert got.tolist() == [1 + (t * (t + 1) // 2 if t % 2 else 1000 * (t > 10)) for t in range(40)]
+
+
+def test_overlapping_arguments_are_one_memory() -> None:
+    """In place on one array, and on two views of one arena; between them there is no guard."""
+    text = kernel_text(
+        "mov.u32 %r0, %tid.x;\n ld.param.u64 %rd0, [a];\n ld.param.u64 %rd1, [b];\n mad.wide.u32 %rd2, %r0, 4, %rd1;\n"
+        "mad.wide.u32 %rd3, %r0, 4, %rd0;\n ld.global.u32 %r1, [%rd2];\n add.u32 %r1, %r1, 1;\n st.global.u32 [%rd3], %r1;",
+        [("u64", "a"), ("u64", "b")],
+    )
+    x = np.arange(32, dtype=np.uint32)
+    PtxKernel(text).launch(1, 32, [x, x])
+    assert x.tolist() == list(range(1, 33))
+    arena = np.arange(64, dtype=np.uint32)
+    PtxKernel(text).launch(1, 32, [arena, arena[32:]])
+    assert arena.tolist() == [*range(33, 65), *range(32, 64)]
+    with pytest.raises(GlobalRace):
+        PtxKernel(text).launch(2, 32, [x, x])

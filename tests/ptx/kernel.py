@@ -55,7 +55,8 @@ class PtxKernel:
 
         An argument is a numpy array (C-contiguous), `Placed(array, offset)` or a number. Where there are as many
         arguments as parameters every array is a bare pointer (numba's CPointer); otherwise each array becomes the
-        seven or more parameters of a numba array. A read-only numpy array makes stores to it an error.
+        seven or more parameters of a numba array. Arrays that overlap (views of one arena, an output that is an input)
+        overlap for the kernel too, and count as one region for its bounds. A read-only numpy array makes stores to it an error.
         `races` and `traffic` switch the detection of races and the counting of sectors and bank waves; with
         `allow_exited` a barrier does not mind threads that have left the kernel; `max_steps` bounds the instructions
         executed (each once for all threads that execute it together). Raises a PtxError.
@@ -77,7 +78,7 @@ class PtxKernel:
         for variable in self.entry.variables.values():
             spaces[variable.space].append(variable)
         for variable in spaces["global"] + spaces["const"]:
-            lanes.symbols[variable.name] = memory.add(Placed(constant_array(variable)))
+            (lanes.symbols[variable.name],) = memory.add([Placed(constant_array(variable), 0, variable.name)])
         memory.freeze(races)
         shared = SharedMemory(lanes, clock, counters, spaces["shared"], dynamic, self.shared_cell, races)
         local = LocalMemory(lanes, spaces["local"])
@@ -87,22 +88,27 @@ class PtxKernel:
 
     def _parameters(self, memory: GlobalMemory, args: Sequence[Any]) -> dict[str, np.ndarray]:
         bare = len(args) == len(self.entry.params)
+        placed = {k: _placed(arg, k) for k, arg in enumerate(args) if isinstance(arg, np.ndarray | Placed)}
+        addresses = dict(zip(placed, memory.add(list(placed.values()))))
         values: list[Any] = []
-        for arg in args:
-            if isinstance(arg, np.ndarray | Placed):
-                placed = arg if isinstance(arg, Placed) else Placed(arg)
-                address = memory.add(placed)
-                array = placed.array
-                values += (
-                    [address] if bare else [0, 0, array.size, array.itemsize, address, *array.shape, *array.strides]
-                )
-            else:
+        for k, arg in enumerate(args):
+            if k not in placed:
                 values.append(arg)
+            elif bare:
+                values.append(addresses[k])
+            else:
+                array = placed[k].array
+                values += [0, 0, array.size, array.itemsize, addresses[k], *array.shape, *array.strides]
         if len(values) != len(self.entry.params):
             raise LaunchError(
                 f"{self.entry.title} has {len(self.entry.params)} parameters, but {len(args)} arguments give {len(values)}"
             )
         return {param.name: _scalar(value, param.type) for param, value in zip(self.entry.params, values)}
+
+
+def _placed(arg: np.ndarray | Placed, position: int) -> Placed:
+    array, offset = (arg.array, arg.offset) if isinstance(arg, Placed) else (arg, 0)
+    return Placed(array, offset, f"argument {position}")
 
 
 def _scalar(value: Any, kind: str) -> np.ndarray:

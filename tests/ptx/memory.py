@@ -6,6 +6,7 @@ Out-of-bounds, misaligned and uninitialised accesses are errors; races are left 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,37 @@ class Placed:
 
     array: np.ndarray
     offset: int = 0
+    name: str = "array"
+
+    def __post_init__(self) -> None:
+        if not self.array.flags.c_contiguous:
+            shape, strides = self.array.shape, self.array.strides
+            raise LaunchError(f"array arguments must be C-contiguous, not {shape} with strides {strides}")
+
+
+def _host_span(array: np.ndarray) -> tuple[int, int]:
+    """Where a C-contiguous array lies in the host's memory."""
+    start = array.__array_interface__["data"][0]
+    return start, start + array.nbytes
+
+
+def _overlapping(arrays: Sequence[Placed]) -> list[list[int]]:
+    """The numbers of the arrays, in groups that share memory; groups in the order of their first member."""
+    groups: list[list[int]] = []
+    end = -1
+    for k in sorted(range(len(arrays)), key=lambda k: (_host_span(arrays[k].array), k)):
+        start, stop = _host_span(arrays[k].array)
+        if start < end and stop > start:
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+        end = max(end, stop)
+    return sorted((sorted(group) for group in groups), key=lambda group: group[0])
+
+
+def _describe(group: list[Placed]) -> str:
+    """Arguments that share a region, in words."""
+    return " and ".join(f"{p.name} ({p.array.dtype.name}{list(p.array.shape)}, {p.array.nbytes} bytes)" for p in group)
 
 
 class _Memory:
@@ -61,19 +93,26 @@ class GlobalMemory(_Memory):
 
     def __init__(self, lanes: Lanes, clock: Clock, counters: Counters) -> None:
         self.arrays: list[tuple[int, Placed]] = []
+        self.regions: list[tuple[int, int, list[Placed]]] = []
         self.top = 0
         self.clock, self.counters = clock, counters
         self.lanes = lanes
 
-    def add(self, placed: Placed) -> int:
-        """Reserve space for an array; returns its address."""
-        array = placed.array
-        if not array.flags.c_contiguous:
-            raise LaunchError(f"array arguments must be C-contiguous, not {array.shape} with strides {array.strides}")
-        base = self.top + placed.offset
-        self.top = -(-(base + array.nbytes + GAP) // ALIGN) * ALIGN
-        self.arrays.append((base, placed))
-        return GLOBAL_BASE + base
+    def add(self, arrays: Sequence[Placed]) -> list[int]:
+        """Reserve space for arrays; returns their addresses. Arrays that overlap on the host overlap here too."""
+        addresses = [0] * len(arrays)
+        for group in _overlapping(arrays):
+            first = min(_host_span(arrays[k].array)[0] for k in group)
+            start, end = self.top, self.top
+            for k in group:
+                placed = arrays[k]
+                base = start + placed.offset + _host_span(placed.array)[0] - first
+                end = max(end, base + placed.array.nbytes)
+                self.arrays.append((base, placed))
+                addresses[k] = GLOBAL_BASE + base
+            self.regions.append((start + min(arrays[k].offset for k in group), end, [arrays[k] for k in group]))
+            self.top = -(-(end + GAP) // ALIGN) * ALIGN
+        return addresses
 
     def freeze(self, races: bool) -> None:
         """Allocate the buffer and copy the arrays in."""
@@ -81,9 +120,10 @@ class GlobalMemory(_Memory):
         for base, placed in self.arrays:
             array = placed.array
             self.bytes[base : base + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.starts = np.array([base for base, _ in self.arrays] or [0], np.int64)
-        self.ends = np.array([base + p.array.nbytes for base, p in self.arrays] or [0], np.int64)
-        self.readonly = np.array([not p.array.flags.writeable for _, p in self.arrays] or [True])
+        self.starts = np.array([start for start, _, _ in self.regions] or [0], np.int64)
+        self.ends = np.array([end for _, end, _ in self.regions] or [0], np.int64)
+        writeable = [any(p.array.flags.writeable for p in group) for _, _, group in self.regions]
+        self.readonly = ~np.array(writeable or [False])
         self.cell = min(
             [4] + [p.array.itemsize for _, p in self.arrays if p.array.itemsize and p.array.flags.writeable]
         )
@@ -109,17 +149,15 @@ class GlobalMemory(_Memory):
             self._out_of_bounds(offset, nbytes, sel, int(np.flatnonzero(wrong)[0]))
         if store and self.readonly[k].any():
             j = int(np.flatnonzero(self.readonly[k])[0])
-            raise self.lanes.fault(OutOfBounds, f"store to read-only array {int(k[j])}", int(self.lanes.ids(sel)[j]))
+            name = _describe(self.regions[int(k[j])][2])
+            raise self.lanes.fault(OutOfBounds, f"store to read-only {name}", int(self.lanes.ids(sel)[j]))
         return offset
 
     def _out_of_bounds(self, offset: np.ndarray, nbytes: int, sel: Sel, j: int) -> None:
         at = int(offset[j])
         k = int(np.argmin(np.where(at >= self.starts, at - self.starts, self.starts - at + (1 << 40))))
-        base, array = self.arrays[k][0], self.arrays[k][1].array
-        text = (
-            f"global access out of bounds: {nbytes} bytes at byte {at - base} of array {k} "
-            f"({array.dtype.name}{list(array.shape)}, {array.nbytes} bytes)"
-        )
+        base, _, group = self.regions[k]
+        text = f"global access out of bounds: {nbytes} bytes at byte {at - base} of {_describe(group)}"
         raise self.lanes.fault(OutOfBounds, text, int(self.lanes.ids(sel)[j]))
 
     def _log(self, kind: str, offset: np.ndarray, nbytes: int, sel: Sel) -> None:
