@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.cuda import types
+from numba.cuda import nvvmutils, types
 from numba.cuda.extending import intrinsic
 
 _INT64 = ir.IntType(64)
@@ -67,13 +67,17 @@ def store4(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any
 
 @intrinsic
 def atomic_add(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
-    """base[index] += value, whole even where several threads do it. In no certain order."""
+    """base[index] += value, whole even where several threads do it. In no certain order. Elements of 4 or 8 bytes."""
     signature = types.void(base, index, base.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _element(context, builder, signature.args[0], args[0], signature.args[1], args[1])
-        operation = "fadd" if isinstance(args[2].type, (ir.FloatType, ir.DoubleType)) else "add"
-        builder.atomic_rmw(operation, pointer, args[2], "monotonic")
+        if isinstance(args[2].type, ir.FloatType):
+            builder.call(nvvmutils.declare_atomic_add_float32(builder.module), (pointer, args[2]))
+        elif isinstance(args[2].type, ir.DoubleType):
+            builder.call(nvvmutils.declare_atomic_add_float64(builder.module), (pointer, args[2]))
+        else:
+            builder.atomic_rmw("add", pointer, args[2], "monotonic")
         return context.get_dummy_value()
 
     return signature, generate

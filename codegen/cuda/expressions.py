@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from fusegraph.codegen.cuda.names import RESERVED
 from fusegraph.codegen.cuda.ops import operation_text
 from fusegraph.codegen.cuda.text import IndexPrinter, constant_text
 from fusegraph.codegen.python_expressions import ExpressionWriter, Phase
 from fusegraph.codegen.python_layout import assignment, line_width
-from fusegraph.codegen.python_names import ProgramNames, axis_name
+from fusegraph.codegen.python_names import ProgramNames, axis_name, unused
 from fusegraph.codegen.python_text import ATOM, TERNARY, Text
 from fusegraph.errors import CompilerError
-from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
+from fusegraph.ir.index import Atom, Axis, Div, Index, Indirect, Mod
 from fusegraph.ir.loops import Loop
 from fusegraph.ir.scalar import Expr
 
@@ -37,6 +38,12 @@ class CudaExpressionWriter(ExpressionWriter):
         self._views: dict[Index, Index] = {}
         self.printer = IndexPrinter(self._leaf, lambda axis: axis in self._wide_axes)
 
+    def fresh(self, base: str) -> str:
+        """A variable name that neither the kernel nor its module uses yet."""
+        name = unused(base, self.taken | RESERVED)
+        self.taken.add(name)
+        return name
+
     # -- coordinates ----------------------------------------------------------------------------------------------------
 
     def set_places(self, places: dict[Axis, Index]) -> None:
@@ -52,8 +59,12 @@ class CudaExpressionWriter(ExpressionWriter):
         self._views.clear()
 
     def moved(self, index: Index) -> Index:
-        """`index` over the thread's own variables."""
-        return index.substitute(self.places)
+        """`index` over the thread's own variables; parts that are known only at run time stay as they are."""
+        fixed = {atom: c for atom, c in index.terms if _reads_memory(atom)}
+        if not fixed:
+            return index.substitute(self.places)
+        plain = Index(index.constant, tuple(term for term in index.terms if term[0] not in fixed))
+        return plain.substitute(self.places) + Index.from_terms(0, fixed)
 
     def view(self, index: Index) -> Index:
         """The form of `index` that is printed: without new divisions if possible."""
@@ -64,10 +75,17 @@ class CudaExpressionWriter(ExpressionWriter):
 
     def index_level(self, index: Index) -> int:
         """The innermost open block that one of its variables belongs to."""
-        axes = [axis for axis in self.moved(index).axes if axis.extent != 1]
+        axes = [axis for axis in self._own_axes(index) if axis.extent != 1]
         if unknown := [axis for axis in axes if axis not in self.axis_levels]:
             raise CompilerError(f"kernel {self.loop.name}: index {index} uses axis {unknown[0]} outside of its loop")
         return max((self.axis_levels[axis] for axis in axes), default=0)
+
+    def _own_axes(self, index: Index) -> set[Axis]:
+        """The thread's variables that an index depends on."""
+        found: set[Axis] = set()
+        for axis in self.moved(index).axes:
+            found |= self.places[axis].axes if axis in self.places else {axis}
+        return found
 
     def own_axis(self, axis: Axis, name: str, wide: bool = False) -> str:
         """Make `axis` a variable of the thread that belongs to the innermost open block; gives its name."""
@@ -143,6 +161,12 @@ class CudaExpressionWriter(ExpressionWriter):
         self.blocks[level].items.append(assignment(name, text, line_width(level)))
         self.blocks[level].names[index] = name
         return name
+
+
+def _reads_memory(atom: Atom) -> bool:
+    if isinstance(atom, (Div, Mod)):
+        return any(_reads_memory(inner) for inner, _ in atom.index.terms)
+    return isinstance(atom, Indirect)
 
 
 def _divisions(index: Index) -> int:

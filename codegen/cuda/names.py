@@ -7,11 +7,8 @@ from fusegraph.codegen.python_names import ProgramNames, identifier, unused
 from fusegraph.dtypes import SUPPORTED
 from fusegraph.ir.loops import Program
 
-RESERVED = (
-    HELPER_NAMES
-    | set(SUPPORTED)
-    | {"cuda", "math", "libdevice", "uint64", "load4", "store4", "atomic_add", "point", "thread", "team", "member", "slot", "lane"}
-)
+RESERVED = HELPER_NAMES | set(SUPPORTED) | {"cuda", "math", "libdevice", "uint64", "load4", "store4", "atomic_add"}
+_VARIABLES = {"lane", "slot", "part"}  # loop variables with fixed names
 
 
 class CudaNames(ProgramNames):
@@ -20,7 +17,7 @@ class CudaNames(ProgramNames):
     @staticmethod
     def _take(text: str, taken: set[str]) -> str:
         name = identifier(text)
-        name = unused(f"{name}_" if name.startswith("team_") else name, taken | RESERVED)
+        name = unused(f"{name}_" if name.startswith("team_") else name, taken | RESERVED | _VARIABLES)
         taken.add(name)
         return name
 

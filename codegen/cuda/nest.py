@@ -28,7 +28,6 @@ from fusegraph.codegen.cuda.nest_plan import (
     NestPlan,
     extent,
     flat,
-    is_quad,
     plan_nest,
     stage_axes,
 )
@@ -293,7 +292,7 @@ class NestWriter(KernelWriter):
     # -- spreading a stage over the team --------------------------------------------------------------------------------
 
     @contextmanager
-    def _spread_loop(self, spread: Spread, store: bool) -> Iterator[Index]:
+    def _spread_loop(self, spread: Spread) -> Iterator[Index]:
         """The loops of one thread over its share of a stage. Gives the number of the point; the axes are placed."""
         level, team = len(self.blocks) - 1, self.plan.team
         name = self._group_name(spread)
@@ -307,9 +306,7 @@ class NestWriter(KernelWriter):
             self.line(f"{name} = {self._member}")
             self.open(f"while {name} < {spread.groups}:")
             step = f"{name} = uint32({name} + {team})"
-        whole = spread.groups % team == 0 or step is not None
-        conditions = ([] if whole else [f"{name} < {spread.groups}"]) + ([self._valid] if store and self._valid else [])
-        with self.guard(" and ".join(conditions), not conditions):
+        with self.guard(f"{name} < {spread.groups}", spread.groups % team == 0 or step is not None):
             group = Axis(name, spread.groups)
             self.axis_names[group], self.axis_levels[group] = name, len(self.blocks) - 1
             number = Index.of(group) if spread.vector == 1 else Index.of(group) * spread.vector + Index.of(LANE)
@@ -339,7 +336,7 @@ class NestWriter(KernelWriter):
             self.set_places({axis: Index() for axis in spread.axes})
             self._accumulate_all(stage, bests, Index())
         elif spread.count:
-            with self._spread_loop(spread, store=False) as number, self._lanes(spread.vector):
+            with self._spread_loop(spread) as number, self._lanes(spread.vector):
                 self._accumulate_all(stage, bests, number)
             for reduce in stage.reduces:
                 self._combine(reduce, bests)
@@ -352,11 +349,10 @@ class NestWriter(KernelWriter):
     def _store_together(self, stage: Stage, spread: Spread) -> None:
         if spread.count == 1:
             self.set_places({axis: Index() for axis in spread.axes})
-            first = f"{self._member} == 0"
-            with self.guard(f"{first} and {self._valid}" if self._valid else first, False):
+            with self.guard(f"{self._member} == 0"):
                 self._write_stores(stage, 1)
         elif spread.count:
-            with self._spread_loop(spread, store=True):
+            with self._spread_loop(spread):
                 self._write_stores(stage, spread.vector)
 
     # -- reductions -----------------------------------------------------------------------------------------------------
@@ -478,15 +474,18 @@ class NestWriter(KernelWriter):
         """A stage's stores at the present point, or four of them."""
         self.stage_writes = tuple(store.buffer for store in stage.stores)
         indices = [flat(store.buffer, store.index, self.names.program.buffers) for store in stage.stores]
-        quads = [vector > 1 and is_quad(self.moved(index)) for index in indices]
+        quads = [vector > 1 and self.is_quad_place(index) for index in indices]
         with self._lanes(vector):
             values = self.evaluate([store.value for store in stage.stores], indices)
             uses = Counter(indices)
-            for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
-                self._write_store(store, index, self._kept_value(store, index, value), quad, uses)
-        for store, index, quad in zip(stage.stores, indices, quads, strict=True):
-            if quad:
-                self._store_quad(store.buffer, index)
+            values = [self._kept_value(*each) for each in zip(stage.stores, indices, values, strict=True)]
+            with self.guard(str(self._valid), self._valid is None or all(quads)):
+                for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
+                    self._write_store(store, index, value, quad, uses)
+        with self.guard(str(self._valid), self._valid is None or not any(quads)):
+            for store, index, quad in zip(stage.stores, indices, quads, strict=True):
+                if quad:
+                    self._store_quad(store.buffer, index)
         self.forget_unstable()
 
     def _kept_value(self, store: Store, index: Index, value: Text) -> Text:

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 from fusegraph.errors import UnsupportedError
-from fusegraph.ir.index import Axis, Div, Index, Mod, flatten_index, unflatten_index
+from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, walk
 
@@ -103,7 +103,8 @@ def _row_plan(loop: Loop, points: int, longest: int, buffers: dict[str, Buffer])
         team = WARP
     else:
         team = min(1024, max(_power(-(-work // 4)) if points >= FEW_BLOCKS else _power(work), 2 * WARP))
-    return NestPlan(loop, "row", points, team, max(128 // team, 1) if team <= WARP else 1, vector)
+    teams = max(min(128 // team, _power(points)), WARP // team) if team <= WARP else 1
+    return NestPlan(loop, "row", points, team, teams, vector)
 
 
 def _power(n: int) -> int:
@@ -155,7 +156,7 @@ def is_quad(index: Index) -> bool:
     if index.coefficient(LANE) != 1 or index.constant % VECTOR:
         return False
     rest = [(atom, c) for atom, c in index.terms if atom != LANE]
-    return all(c % VECTOR == 0 and (not isinstance(atom, (Div, Mod)) or LANE not in atom.index.axes) for atom, c in rest)
+    return all(c % VECTOR == 0 and LANE not in Index(0, ((atom, 1),)).axes for atom, c in rest)
 
 
 def flat(buffer: str, index: tuple[Index, ...], buffers: dict[str, Buffer]) -> Index:

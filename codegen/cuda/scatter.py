@@ -20,6 +20,7 @@ from fusegraph.ir.loops import Loop, Program, Stage
 def emit_scatter(loop: Loop, program: Program, names: ProgramNames, exact: bool = False) -> CudaKernel:
     """The kernel of a loop of schedule "scatter"."""
     stage = loop.stages[0]
+    exact = exact or any(program.buffers[store.buffer].dtype.itemsize < 4 for store in stage.stores)  # no atomics of bytes
     shared = independent_axes(stage, program) if exact else stage.axes
     plan = NestPlan(replace(loop, space=loop.space + shared), "thread", extent(loop.space + shared))
     writer = _ScatterWriter(plan, names, stage, tuple(axis for axis in stage.axes if axis not in shared), exact)

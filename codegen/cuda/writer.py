@@ -121,6 +121,11 @@ class KernelWriter(CudaExpressionWriter):
         self._lane_level = 0
         self.axis_levels.pop(LANE)
 
+    def is_quad_place(self, index: Index) -> bool:
+        """Whether the four lanes go to four neighbours, the first at a multiple of four."""
+        moved = self.moved(index)
+        return is_quad(moved) and not any(LANE in self.places[axis].axes for axis in moved.axes if axis in self.places)
+
     def first_of_quad(self, index: Index) -> Index:
         """The element number of the first of four neighbours."""
         return self.moved(index).substitute({LANE: Index()})
@@ -134,7 +139,7 @@ class KernelWriter(CudaExpressionWriter):
         return self._quad_arrays[buffer]
 
     def _load_text(self, node: Expr, phase: Any) -> Text:
-        if self._lane_level and not node.attribute.mask and is_quad(self.moved(self.flat_index(node))):
+        if self._lane_level and not node.attribute.mask and self.is_quad_place(self.flat_index(node)):
             return self._load_quad(node)
         return super()._load_text(node, phase)
 
