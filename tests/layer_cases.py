@@ -296,13 +296,11 @@ for _name, _make, _inputs in (
     ("AdaptiveMaxPool1d", lambda nn: nn.AdaptiveMaxPool1d(4), _LINE),
     ("AdaptiveMaxPool2d", lambda nn: nn.AdaptiveMaxPool2d((3, 2)), _IMAGE),
 ):
-    LAYERS.append(LayerCase("norm and pooling", _name, _make, _inputs))
+    LAYERS.append(LayerCase("pooling" if "Pool" in _name else "norm", _name, _make, _inputs))
 LAYERS += [
+    LayerCase("norm", "BatchNorm1d in evaluation", lambda nn: nn.BatchNorm1d(6), floats((5, 6)), train=False),
     LayerCase(
-        "norm and pooling", "BatchNorm1d in evaluation", lambda nn: nn.BatchNorm1d(6), floats((5, 6)), train=False
-    ),
-    LayerCase(
-        "norm and pooling",
+        "norm",
         "BatchNorm1d without statistics",
         lambda nn: nn.BatchNorm1d(6, affine=False, track_running_stats=False),
         floats((5, 6)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,7 +94,11 @@ class Sheet:
 
 
 def compare(
-    got: Sequence[Array], wanted: Sequence[Array], labels: Sequence[str], elementwise: bool = False
+    got: Sequence[Array],
+    wanted: Sequence[Array],
+    labels: Sequence[str],
+    elementwise: bool = False,
+    tolerance: Mapping[str, float] = TOLERANCE,
 ) -> list[str]:
     """What differs, in words. Integers and bools must be equal, floats within the tolerance of the largest magnitude.
 
@@ -108,12 +112,12 @@ def compare(
             if not np.array_equal(a, b):
                 count = int((a != b).sum())
                 found.append(f"{label}: {count} of {a.size} differ: got {a.ravel()[:12]}, wanted {b.ravel()[:12]}")
-        elif problem := _float_difference(a, b, elementwise):
+        elif problem := _float_difference(a, b, elementwise, tolerance[b.dtype.name]):
             found.append(f"{label}: {problem}")
     return found
 
 
-def _float_difference(a: Array, b: Array, elementwise: bool) -> str:
+def _float_difference(a: Array, b: Array, elementwise: bool, tolerance: float) -> str:
     special = ~np.isfinite(b)
     if not np.array_equal(a[special], b[special], equal_nan=True) or not np.isfinite(a[~special]).all():
         wrong = ~((a == b) | (np.isnan(a) & np.isnan(b))) & (special | ~np.isfinite(a))
@@ -123,12 +127,11 @@ def _float_difference(a: Array, b: Array, elementwise: bool) -> str:
     size = np.abs(b[~special].astype(np.float64))
     tiny = float(np.finfo(b.dtype).smallest_normal)
     scale = size if elementwise else size.max(initial=0.0)
-    bad = error > TOLERANCE[b.dtype.name] * np.maximum(scale, tiny) + (tiny if elementwise else 0.0)
+    bad = error > tolerance * np.maximum(scale, tiny) + (tiny if elementwise else 0.0)
     if not bad.any():
         return ""
-    return (
-        f"difference {error.max():.3g} of {size.max():.4g}: got {a[~special][bad][:6]}, wanted {b[~special][bad][:6]}"
-    )
+    examples = f"got {a[~special][bad][:6]}, wanted {b[~special][bad][:6]}"
+    return f"difference {error.max():.3g} of {size.max():.4g}: {examples}"
 
 
 # -- what sheets are filled with --------------------------------------------------------------------------------------
