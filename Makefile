@@ -64,11 +64,11 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[dev,examples]'
 	@touch $@ $(VENV)/.examples
 
-# What the benchmarks compare with. Each is optional: one that does not install is reported as such.
+# What the benchmarks compare with. Each is optional: one that does not install is reported as such. (ziglang: tinygrad needs clang.)
 $(VENV)/.rivals: $(VENV)/.dev
 	$(PIP) install --quiet torch==2.13.0 || $(PIP) install --quiet torch || echo "torch does not install here: left out"
 	$(PIP) install --quiet jax || echo "JAX does not install here: left out"
-	$(PIP) install --quiet tinygrad || echo "tinygrad does not install here: left out"
+	$(PIP) install --quiet tinygrad ziglang || echo "tinygrad does not install here: left out"
 	@touch $@
 
 clean:
