@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,36 @@ def test_vector_copy(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(out, x)
     assert (counters.load.requests, counters.load.sectors, counters.load.ideal) == (4, 64, 64)
     assert (counters.store.requests, counters.store.sectors) == (4, 64)
+
+
+FUNCTIONS = [
+    "sin",
+    "cos",
+    "tan",
+    "exp",
+    "log",
+    "sqrt",
+    "tanh",
+    "erf",
+    "lgamma",
+    "expm1",
+    "log1p",
+    "atan",
+    "sinh",
+    "floor",
+]
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 3e-6), ("float64", 1e-14)])
+def test_functions_of_the_device_library(kind: str, tolerance: float, rng: np.random.Generator) -> None:
+    """Whole library functions, among them calls that are not inlined and table look-ups for great arguments."""
+    x = np.concatenate([rng.random(62) * 3 + 0.1, [1e5, 700.0 if kind == "float64" else 80.0]]).astype(kind)
+    for name in FUNCTIONS:
+        out = np.zeros_like(x)
+        kept = x[:62] if name in ("exp", "expm1", "sinh") else x
+        kernel(samples.FUNCTION.replace("FUNCTION", name).replace("KIND", kind)).launch(1, 64, [out, kept])
+        expected = np.array([getattr(math, name)(float(v)) for v in kept])
+        np.testing.assert_allclose(out[: len(kept)], expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize(("stride", "sectors"), [(0, 1), (1, 4), (2, 8), (4, 16), (8, 32), (9, 32)])

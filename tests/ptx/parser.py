@@ -7,10 +7,12 @@ Only what NVVM writes for one kernel, and what inline PTX in braces adds to it, 
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from .errors import ParseError
+from .errors import ParseError, UnsupportedInstruction
 from .ir import (
     DTYPES,
     Address,
@@ -39,6 +41,8 @@ PARAM = re.compile(
     r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
 )
 INSTRUCTION = re.compile(r"(?:@(!?)([\w$%]+)\s+)?([a-z][\w]*)((?:\.[\w:]+)*)\s*(.*)$", re.S)
+LOCAL_PARAM = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)\s*(?:\[(\d+)\])?$")
+CALL = re.compile(r"call(?:\.uni)?\s+(?:\(([^)]*)\)\s*,\s*)?([\w$]+)\s*(?:,\s*\(([^)]*)\))?$")
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?\s*([^{]*)\{", re.S)
 
 
@@ -94,31 +98,72 @@ def _module_variables(head: str, entry: Entry) -> None:
 
 
 class _Body:
-    """Parses the statements between the braces of one kernel into its Entry."""
+    """Parses the statements between the braces of one kernel into its Entry; bodies of called functions likewise,
+    put in the place of the call, with names of their own (they end in ' and a number)."""
 
     def __init__(self, text: str, start: int, lines: list[int], entry: Entry) -> None:
         self.text, self.pos, self.lines, self.entry = text, start, lines, entry
         self.scopes: list[dict[str, str]] = [{}]
-        self.serial = 0
+        self.serial = itertools.count(1)
+        self.calls: tuple[str, ...] = ()
+        self.suffix = ""  # of labels; of the label behind an inlined body, too
 
     def parse(self) -> None:
+        """Parse up to the brace that closes the body."""
         for kind, value, line in self._statements():
             if kind == "label":
-                self.entry.labels[value] = len(self.entry.code)
+                self.entry.labels[value + self.suffix] = len(self.entry.code)
             elif value.startswith(".reg"):
                 self._registers(value, line)
             elif value.startswith("."):
-                variable = _variable(value)
-                if variable:
-                    self.entry.variables[variable.name] = variable
+                self._variable(value)
+            elif re.match(r"call\b", value):
+                self._inline(re.sub(r"\s+", " ", value), line)
             else:
                 self.entry.code.append(self._instruction(value, line))
-        self.entry.code.append(Instr("ret", (), (), None, self._line(self.pos), "ret (end of the kernel)"))
+        if self.calls:
+            self.entry.labels["end" + self.suffix] = len(self.entry.code)
+        else:
+            self.entry.code.append(Instr("ret", (), (), None, self._line(self.pos), "ret (end of the kernel)"))
+
+    def _unique(self, name: str) -> str:
+        """A name of this scope: as it stands in the kernel's own, else one that no other scope has."""
+        unique = name if len(self.scopes) == 1 else f"{name}'{next(self.serial)}"
+        self.scopes[-1][name] = unique
+        return unique
+
+    def _variable(self, statement: str) -> None:
+        """.local, .shared, and .param, which is memory of the thread here."""
+        if variable := _variable(statement):
+            unique = self._unique(variable.name) if variable.space == "local" else variable.name
+            self.entry.variables[unique] = replace(variable, name=unique)
+        elif match := LOCAL_PARAM.match(statement):
+            align, kind, name, count = match.groups()
+            unique = self._unique(name)
+            size = int(align or DTYPES[kind].itemsize)
+            self.entry.variables[unique] = Variable(unique, "local", size, kind, int(count or 1))
+
+    def _inline(self, statement: str, line: int) -> None:
+        """The body of a called function in the place of the call."""
+        match = CALL.match(statement)
+        name = match.group(2) if match else ""
+        head = re.search(rf"\.func\s+(?:\(([^)]*)\)\s*)?{re.escape(name)}\s*(?:\(([^)]*)\))?[^{{;]*\{{", self.text)
+        if match is None or head is None or name in self.calls:
+            why = "recursive" if name in self.calls else "indirect, or to a function that is not in the text"
+            raise UnsupportedInstruction(f"line {line}: the call is {why}: {statement}")
+        given = [a.strip() for group in (match.group(1), match.group(3)) for a in (group or "").split(",") if a.strip()]
+        named = [param.name for group in head.groups() for param in _params(group or "")]
+        body = _Body(self.text, head.end(), self.lines, self.entry)
+        body.serial, body.calls = self.serial, (*self.calls, name)
+        body.scopes = [{formal: self._resolve(actual) for formal, actual in zip(named, given)}, {}]
+        body.suffix = f"'{next(self.serial)}"
+        body.parse()
 
     def _line(self, pos: int) -> int:
         return bisect.bisect_left(self.lines, pos) + 1
 
     def _statements(self) -> Iterator[tuple[str, str, int]]:
+        depth = len(self.scopes)
         while True:
             while self.text[self.pos : self.pos + 1].isspace():
                 self.pos += 1
@@ -129,7 +174,7 @@ class _Body:
             elif char == "}":
                 self.scopes.pop()
                 self.pos += 1
-                if not self.scopes:
+                if len(self.scopes) < depth:
                     return
             elif char == ";":
                 self.pos += 1
@@ -149,12 +194,7 @@ class _Body:
         for item in match.group(2).split(","):
             name, _, count = item.strip().partition("<")
             for declared in [f"{name}{k}" for k in range(int(count[:-1]))] if count else [name]:
-                unique = declared
-                if len(self.scopes) > 1:  # inline PTX in braces: its names hide those outside
-                    self.serial += 1
-                    unique = f"{declared}'{self.serial}"
-                self.scopes[-1][declared] = unique
-                self.entry.registers[unique] = match.group(1)
+                self.entry.registers[self._unique(declared)] = match.group(1)
 
     def _instruction(self, statement: str, line: int) -> Instr:
         match = INSTRUCTION.match(statement)
@@ -164,7 +204,21 @@ class _Body:
         pred = Reg(self._resolve(guard), negated == "!") if guard else None
         operands = tuple(self._operand(part, line) for part in _split(rest))
         text = re.sub(r"\s+", " ", statement)
-        return Instr(opcode, tuple(m for m in mods.replace("::", "_").split(".") if m), operands, pred, line, text)
+        parts = tuple(m for m in mods.replace("::", "_").split(".") if m)
+        if opcode == "ret" and self.calls:
+            return Instr("bra", (), (Symbol("end" + self.suffix),), pred, line, text)
+        if opcode == "bra":
+            operands = tuple(Symbol(op.name + self.suffix) if isinstance(op, Symbol) else op for op in operands)
+        if "param" in parts and any(self._is_local(op) for op in operands):
+            parts = tuple("local" if m == "param" else m for m in parts)
+        return Instr(opcode, parts, operands, pred, line, text)
+
+    def _is_local(self, operand: Operand) -> bool:
+        return (
+            isinstance(operand, Address)
+            and isinstance(operand.base, Symbol)
+            and operand.base.name in self.entry.variables
+        )
 
     def _resolve(self, name: str) -> str:
         return next((scope[name] for scope in reversed(self.scopes) if name in scope), name)
@@ -189,7 +243,7 @@ class _Body:
             raise ParseError(f"line {line}: cannot read the operand {text!r}")
         if resolved in self.entry.registers or bare.startswith("%") or bare == "_":
             return Reg(resolved, text.startswith("!"))
-        return Symbol(bare)
+        return Symbol(resolved)
 
     def _address(self, text: str, line: int) -> Address:
         match = re.fullmatch(r"([\w$%.]+)\s*(?:([+-])\s*(-?\w+))?", text)

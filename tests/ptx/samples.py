@@ -188,6 +188,13 @@ def banks(out, x, stride):
     out[t] = s[uint32(t * stride)]
 """
 
+FUNCTION = """
+def function_of_KIND(out, x):
+    i = uint32(cuda.grid(1))
+    if i < x.shape[0]:
+        out[i] = math.FUNCTION(x[i])
+"""
+
 SIGNATURES = {
     "axpy": "void(P, float32, P, P, uint32)",
     "copy4": "void(P, P, uint32)",
@@ -201,6 +208,8 @@ SIGNATURES = {
     "gather": "void(P, P, CPointer(int32), uint32)",
     "strided": "void(P, P, uint32)",
     "banks": "void(P, P, uint32)",
+    "function_of_float32": "void(F1, F1)",
+    "function_of_float64": "void(D1, D1)",
 }
 
 
@@ -248,7 +257,14 @@ def _namespace() -> dict[str, Any]:
 
     load4, store4 = _vector_access()
     names = {"cuda": cuda, "math": math, "float32": float32, "float64": float64, "int32": int32, "uint32": uint32}
-    kinds = {"void": void, "CPointer": CPointer, "P": CPointer(float32), "F1": float32[::1], "I1": int32[::1]}
+    kinds = {
+        "void": void,
+        "CPointer": CPointer,
+        "P": CPointer(float32),
+        "F1": float32[::1],
+        "D1": float64[::1],
+        "I1": int32[::1],
+    }
     return {**names, **kinds, "load4": load4, "store4": store4}
 
 
