@@ -19,7 +19,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Check:
-    """As a Guard, for an index that is part of an input or computed from inputs: `graph` (text) computes it from `inputs` (buffers)."""
+    """As a Guard, for an index that is part of an input or computed from inputs: `graph` (text) makes it of `inputs` (buffers)."""
 
     graph: str
     inputs: tuple[str, ...]

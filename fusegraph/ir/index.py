@@ -8,24 +8,53 @@ An axis carries its extent, so every expression has known bounds; that is what r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from fusegraph.ir.scalar import Expr
 
 
-@dataclass(frozen=True)
 class Axis:
-    """A loop variable that runs over 0 .. extent - 1. The name is unique within a program."""
+    """A loop variable that runs over 0 .. extent - 1. The name is unique within a program.
 
+    Interned: equal axes are one object, because they are compared and hashed more often than anything else.
+    """
+
+    __slots__ = ("name", "extent", "__weakref__")
     name: str
     extent: int
 
+    def __new__(cls, name: str, extent: int) -> Axis:
+        found = _axes.get((name, extent))
+        return found if found is not None else _new_axis(name, extent)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"an axis does not change ({name} of {self!r})")
+
+    def __reduce__(self) -> tuple[type[Axis], tuple[str, int]]:
+        return Axis, (self.name, self.extent)
+
     def __repr__(self) -> str:
         return self.name
+
+
+_axes: WeakValueDictionary[tuple[str, int], Axis] = WeakValueDictionary()
+_axes_lock = threading.Lock()
+
+
+def _new_axis(name: str, extent: int) -> Axis:
+    with _axes_lock:
+        found = _axes.get((name, extent))
+        if found is None:
+            found = object.__new__(Axis)
+            object.__setattr__(found, "name", name)
+            object.__setattr__(found, "extent", extent)
+            _axes[name, extent] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,19 +91,30 @@ Atom = Axis | Div | Mod | Indirect
 Substitution = Mapping[Axis, "Index"]
 
 
-@dataclass(frozen=True)
 class Index:
-    """constant + sum of coefficient * atom, terms sorted, no zero coefficients."""
+    """constant + sum of coefficient * atom, terms sorted, no zero coefficients. Never changed once it is made."""
 
-    constant: int = 0
-    terms: tuple[tuple[Atom, int], ...] = ()
+    __slots__ = ("constant", "terms", "_hash", "_bounds", "_axes")
+    constant: int
+    terms: tuple[tuple[Atom, int], ...]
+    _hash: int | None
+    _bounds: tuple[int, int] | None
+    _axes: frozenset[Axis] | None
+
+    def __init__(self, constant: int = 0, terms: tuple[tuple[Atom, int], ...] = ()) -> None:
+        self.constant, self.terms = constant, terms
+        self._hash = self._bounds = self._axes = None
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Index) and self.constant == other.constant and self.terms == other.terms
 
     def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.constant, self.terms))
+        found = self._hash
+        if found is None:
+            found = self._hash = hash((self.constant, self.terms))
+        return found
 
     # -- making -------------------------------------------------------------------------------------------------------
 
@@ -90,24 +130,32 @@ class Index:
     @staticmethod
     def from_terms(constant: int, terms: Mapping[Atom, int]) -> Index:
         """The normal form of constant + sum of terms."""
-        kept = {atom: c for atom, c in terms.items() if c != 0}
-        for atom, c in kept.items() if len(kept) > 1 else ():
-            if isinstance(atom, Mod) and kept.get(quotient := _quotient(atom)) == c * atom.divisor:
+        kept = {atom: c for atom, c in terms.items() if c != 0} if 0 in terms.values() else terms
+        if len(kept) < 2:
+            return Index(constant, tuple(kept.items()))
+        for atom, c in kept.items():
+            if type(atom) is Mod and kept.get(quotient := _quotient(atom)) == c * atom.divisor:
                 rest = {other: k for other, k in kept.items() if other not in (atom, quotient)}
                 return Index.from_terms(constant, rest) + atom.index * c
-        if len(kept) > 1:
-            return Index(constant, tuple(sorted(kept.items(), key=lambda term: (-abs(term[1]), _atom_key(term[0])))))
-        return Index(constant, tuple(kept.items()))
+        return Index(constant, tuple(sorted(kept.items(), key=_term_key)))
 
     def __add__(self, other: Index | Axis | int) -> Index:
         other = Index.of(other)
+        if not other.terms:
+            return Index(self.constant + other.constant, self.terms) if other.constant else self
+        if not self.terms:
+            return Index(self.constant + other.constant, other.terms) if self.constant else other
         terms = dict(self.terms)
         for atom, c in other.terms:
             terms[atom] = terms.get(atom, 0) + c
         return Index.from_terms(self.constant + other.constant, terms)
 
     def __mul__(self, factor: int) -> Index:
-        return Index.from_terms(self.constant * factor, {atom: c * factor for atom, c in self.terms})
+        if factor == 1:
+            return self
+        if factor == 0:
+            return Index()
+        return Index(self.constant * factor, tuple([(atom, c * factor) for atom, c in self.terms]))  # in order still
 
     def __sub__(self, other: Index | Axis | int) -> Index:
         return self + Index.of(other) * -1
@@ -157,25 +205,28 @@ class Index:
 
     def _split(self, divisor: int) -> tuple[Index, Index]:
         """(q, r) with self = q * divisor + r, every term of q whole."""
-        whole, rest = {}, {}
+        whole, rest = [], []  # in order still
         for atom, c in self.terms:
             if c % divisor == 0:
-                whole[atom] = c // divisor
+                whole.append((atom, c // divisor))
             else:
-                rest[atom] = c
-        return Index.from_terms(0, whole), Index.from_terms(self.constant, rest)
+                rest.append((atom, c))
+        return Index(0, tuple(whole)), Index(self.constant, tuple(rest))
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def bounds(self) -> tuple[int, int]:
         """The smallest and the largest value that it can take (an axis of extent 0 counts as one point)."""
+        if self._bounds is not None:
+            return self._bounds
         low = high = self.constant
         for atom, c in self.terms:
             a, b = _atom_bounds(atom)
-            low += min(c * a, c * b)
-            high += max(c * a, c * b)
-        return low, high
+            low += c * a if c > 0 else c * b
+            high += c * b if c > 0 else c * a
+        self._bounds = low, high
+        return self._bounds
 
     @property
     def is_constant(self) -> bool:
@@ -196,11 +247,16 @@ class Index:
 
     def coefficient(self, axis: Axis) -> int:
         """The factor of `axis` among the plain terms."""
-        return dict(self.terms).get(axis, 0)
+        for atom, c in self.terms:
+            if atom is axis:
+                return c
+        return 0
 
-    @cached_property
+    @property
     def axes(self) -> frozenset[Axis]:
         """Every axis that it depends on, also inside of divisions and indirect values."""
+        if self._axes is not None:
+            return self._axes
         found: set[Axis] = set()
         for atom, _ in self.terms:
             if isinstance(atom, Axis):
@@ -209,7 +265,8 @@ class Index:
                 found |= atom.value.axes
             else:
                 found |= atom.index.axes
-        return frozenset(found)
+        self._axes = frozenset(found)
+        return self._axes
 
     def evaluate(self, values: Mapping[Axis, int]) -> int:
         """Its value where each axis has the given value. Not for indirect indices."""
@@ -228,16 +285,13 @@ class Index:
 
     def substitute(self, mapping: Substitution) -> Index:
         """With axes replaced by index expressions (all at once), in normal form again."""
-        if not self.axes & mapping.keys():
+        if self.axes.isdisjoint(mapping):
             return self
-        out = Index(self.constant)
-        for atom, c in self.terms:
-            out = out + _substitute_atom(atom, mapping) * c
-        return out
+        return _sum(self.constant, [(_substitute_atom(atom, mapping), c) for atom, c in self.terms])
 
     def replace_values(self, new: Mapping[Expr, Expr]) -> Index:
         """With the scalar expressions of its indirect parts replaced."""
-        out = Index(self.constant)
+        parts = []
         for atom, c in self.terms:
             part = Index(0, ((atom, 1),))
             if isinstance(atom, Indirect):
@@ -245,14 +299,26 @@ class Index:
             elif isinstance(atom, (Div, Mod)):
                 inner = atom.index.replace_values(new)
                 part = inner // atom.divisor if isinstance(atom, Div) else inner % atom.divisor
-            out = out + part * c
-        return out
+            parts.append((part, c))
+        return _sum(self.constant, parts)
 
     def __str__(self) -> str:
         parts = [f"{_atom_text(atom)}" if c == 1 else f"{c}*{_atom_text(atom)}" for atom, c in self.terms]
         if self.constant or not parts:
             parts.append(str(self.constant))
         return " + ".join(parts).replace("+ -", "- ")
+
+    __repr__ = __str__
+
+
+def _sum(constant: int, parts: Iterable[tuple[Index, int]]) -> Index:
+    """constant + sum of factor * index."""
+    terms: dict[Atom, int] = {}
+    for index, factor in parts:
+        constant += factor * index.constant
+        for atom, c in index.terms:
+            terms[atom] = terms.get(atom, 0) + factor * c
+    return Index.from_terms(constant, terms)
 
 
 def _quotient(atom: Mod) -> Div:
@@ -264,8 +330,9 @@ def _quotient(atom: Mod) -> Div:
     return Div(atom.index, atom.divisor)
 
 
-def _atom_key(atom: Atom) -> str:
-    return atom.name if isinstance(atom, Axis) else _atom_text(atom)
+def _term_key(term: tuple[Atom, int]) -> tuple[int, str]:
+    atom, c = term
+    return -abs(c), atom.name if type(atom) is Axis else _atom_text(atom)
 
 
 def _atom_text(atom: Atom) -> str:
@@ -290,7 +357,8 @@ def _atom_bounds(atom: Atom) -> tuple[int, int]:
 
 def _substitute_atom(atom: Atom, mapping: Substitution) -> Index:
     if isinstance(atom, Axis):
-        return mapping.get(atom, Index.of(atom))
+        found = mapping.get(atom)
+        return Index.of(atom) if found is None else found
     if isinstance(atom, Div):
         return atom.index.substitute(mapping) // atom.divisor
     if isinstance(atom, Mod):
@@ -309,10 +377,7 @@ def row_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def flatten_index(index: Sequence[Index], shape: Sequence[int]) -> Index:
     """The element's number in C order."""
-    flat = Index()
-    for part, stride in zip(index, row_strides(shape), strict=True):
-        flat = flat + part * stride
-    return flat
+    return _sum(0, zip(index, row_strides(shape), strict=True))
 
 
 def unflatten_index(flat: Index, shape: Sequence[int]) -> tuple[Index, ...]:

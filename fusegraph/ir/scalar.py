@@ -14,16 +14,15 @@ Expressions are interned: equal ones are the same object, so common subexpressio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusegraph.dtypes import DType, bool_, int64, uint32
 from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bound:
     """low <= index < high."""
 
@@ -34,8 +33,10 @@ class Bound:
     def __str__(self) -> str:
         return f"{self.low} <= {self.index} < {self.high}"
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Divides:
     """index is a multiple of divisor."""
 
@@ -45,13 +46,14 @@ class Divides:
     def __str__(self) -> str:
         return f"{self.divisor} divides {self.index}"
 
+    __repr__ = __str__
+
 
 Condition = Bound | Divides
 Mask = tuple[Condition, ...]
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """An element of `buffer` (a name) at `index`; where a condition of `mask` fails nothing is read and the value is 0."""
 
     buffer: str
@@ -60,41 +62,39 @@ class Load:
 
 
 class Expr:
-    """One interned expression. Make it with the functions below; compare with `is`."""
+    """One interned expression. Make it with the functions below; compare with `is`.
 
-    __slots__ = ("op", "args", "dtype", "attribute", "__dict__", "__weakref__")
+    axes   every axis that it depends on
+    below  operands, and the expressions inside of its indirect indices
+    depth  expressions on the longest way down, itself counted
+    """
+
+    __slots__ = ("op", "args", "dtype", "attribute", "axes", "below", "depth")
+    axes: frozenset[Axis]
+    below: tuple[Expr, ...]
+    depth: int
 
     def __init__(self, op: str, args: tuple[Expr, ...], dtype: DType, attribute: Any) -> None:
         self.op, self.args, self.dtype, self.attribute = op, args, dtype, attribute
+        # here and not when asked for: operands have theirs, so that nothing goes down a long chain
+        indices = self.indices()
+        inside = [value for index in indices for value in indirect_values(index)]
+        self.below = (*args, *inside) if inside else args
+        self.axes = _union([part.axes for part in (*args, *indices)])
+        self.depth = 1 + max([part.depth for part in self.below], default=0)
 
-    @cached_property
-    def axes(self) -> frozenset[Axis]:
-        """Every axis that it depends on."""
-        found: frozenset[Axis] = frozenset().union(*(arg.axes for arg in self.args))
-        for index in self.indices():
-            found |= index.axes
-        return found
-
-    @cached_property
-    def below(self) -> tuple[Expr, ...]:
-        """Operands, and the expressions inside of its indirect indices."""
-        found = list(self.args)
-        for index in self.indices():
-            found += indirect_values(index)
-        return tuple(found)
-
-    def indices(self) -> Iterator[Index]:
+    def indices(self) -> list[Index]:
         """The index expressions that stand in this node itself."""
         if self.op == "load":
-            yield from self.attribute.index
-            yield from (condition.index for condition in self.attribute.mask)
-        elif self.op in ("index", "philox"):
-            yield self.attribute
-        elif self.op == "inside":
-            yield from (condition.index for condition in self.attribute)
+            return [*self.attribute.index, *(condition.index for condition in self.attribute.mask)]
+        if self.op in ("index", "philox"):
+            return [self.attribute]
+        return [condition.index for condition in self.attribute] if self.op == "inside" else []
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Expr:
         """With axes replaced by index expressions."""
+        if self.axes.isdisjoint(mapping):
+            return self
         return rewrite([self], lambda node, args: _substituted(node, args, mapping))[0]
 
     def __str__(self) -> str:
@@ -112,6 +112,13 @@ class Expr:
     __repr__ = __str__
 
 
+def _union(parts: Sequence[frozenset[Axis]]) -> frozenset[Axis]:
+    """The union; one of `parts` itself where that has everything."""
+    largest = max(parts, key=len, default=_NO_AXES)
+    return largest if all(part <= largest for part in parts) else largest.union(*parts)
+
+
+_NO_AXES: frozenset[Axis] = frozenset()
 _interned: dict[Any, Expr] = {}
 
 
@@ -168,19 +175,15 @@ def op(name: str, *args: Expr, dtype: DType | None = None) -> Expr:
 def walk(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below `roots` (also those inside of indirect indices), operands first. Without recursion."""
     order: dict[Expr, None] = {}
-    for root in roots:
-        if root in order:
-            continue
-        stack = [(root, iter(root.below))]
-        while stack:
-            node, rest = stack[-1]
-            for child in rest:
-                if child not in order:
-                    stack.append((child, iter(child.below)))
-                    break
-            else:
-                order[node] = None
-                stack.pop()
+    stack = list(roots[::-1])
+    while stack:
+        node = stack[-1]
+        waiting = [child for child in node.below if child not in order] if node not in order else None
+        if waiting:
+            stack += waiting[::-1]
+        else:
+            order[node] = None
+            stack.pop()
     return list(order)
 
 
@@ -234,6 +237,8 @@ def _with_indices(node: Expr, function: Callable[[Index], Index]) -> Any:
 
 
 def _substituted(node: Expr, args: tuple[Expr, ...], mapping: Mapping[Axis, Index]) -> Expr:
+    if node.axes.isdisjoint(mapping):
+        return node
     return make(node.op, args, node.dtype, _with_indices(node, lambda index: index.substitute(mapping)))
 
 
