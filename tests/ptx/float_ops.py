@@ -18,7 +18,7 @@ from .registry import Machine, elementwise, op
 TINY = np.float32(np.finfo(np.float32).tiny)
 ROUNDINGS = ("rn", "rz", "rm", "rp")
 Function = Callable[..., np.ndarray]
-WIDE = {"f16": np.dtype("f4"), "f32": np.dtype("f8"), "f64": np.dtype(np.longdouble)}
+WIDE: dict[str, np.dtype] = {"f16": np.dtype("f4"), "f32": np.dtype("f8"), "f64": np.dtype(np.longdouble)}
 
 
 def flush(values: np.ndarray) -> np.ndarray:

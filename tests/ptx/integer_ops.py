@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -274,7 +275,7 @@ def _permute(instr: Instr, machine: Machine) -> Action:
 
     def run(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
         pair = (np.asarray(b).astype(np.uint64) << np.uint64(32)) | a
-        result = np.uint32(0)
+        result = np.zeros_like(selector)
         for k in range(4):
             pick = (selector >> np.uint32(4 * k)) & np.uint32(15)
             byte = (pair >> ((pick & np.uint32(7)).astype(np.uint64) * np.uint64(8))) & np.uint64(255)
@@ -316,15 +317,15 @@ def _set(instr: Instr, machine: Machine) -> Action:
     also = lanes.writer(second, out) if second is not None else None
     left, right = (lanes.reader(operand, instr.type) for operand in instr.operands[1:3])
     other = lanes.reader(instr.operands[3], "pred") if combine else None
-    true = {"pred": True, "f32": np.float32(1)}.get(out, DTYPES[out].type(-1 if DTYPES[out].kind == "i" else 0))
-    true = ~DTYPES[out].type(0) if DTYPES[out].kind == "u" else true
+    zero = DTYPES[out].type(0)
+    true = zero + 1 if DTYPES[out].kind in "fb" else ~zero
 
     def run(sel: Sel) -> None:
-        result = compare(left(sel), right(sel))
+        result: Any = compare(left(sel), right(sel))
         opposite = ~result
         if combine and other:
             result, opposite = combine(result, other(sel)), combine(opposite, other(sel))
-        write(sel, result if out == "pred" else np.where(result, true, DTYPES[out].type(0)))
+        write(sel, result if out == "pred" else np.where(result, true, zero))
         if also:
             also(sel, opposite)
 

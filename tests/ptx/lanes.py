@@ -7,6 +7,7 @@ either `ALL` or an ascending array of lane numbers: with `ALL`, register reads a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Lanes:
         (bx, by, bz), (gx, gy, gz) = self.block, self.grid
         one = np.uint64(1)
         lane = self.lane_of.astype(np.uint64)
-        values = {
+        values: dict[str, Any] = {
             "%tid.x": thread % bx, "%tid.y": thread // bx % by, "%tid.z": thread // (bx * by),
             "%ctaid.x": self.block_of % gx, "%ctaid.y": self.block_of // gx % gy, "%ctaid.z": self.block_of // (gx * gy),
             "%laneid": self.lane_of, "%warpid": thread // WARP, "%nwarpid": np.int64(self.warps_per_block),

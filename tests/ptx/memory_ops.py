@@ -25,10 +25,15 @@ def _space(instr: Instr) -> str:
 def _parts(machine: Machine, space: str, address: np.ndarray) -> list[tuple[Memory, np.ndarray, np.ndarray | None]]:
     """(memory, addresses in its window, mask of the lanes or None for all) of an access."""
     if space != "generic":
-        return [({"global": machine.globals, "shared": machine.shared, "local": machine.local}[space], address, None)]
+        memories: dict[str, Memory] = {"global": machine.globals, "shared": machine.shared, "local": machine.local}
+        return [(memories[space], address, None)]
     where = (address >= LOCAL_WINDOW).astype(np.int8) + (address >= SHARED_WINDOW)
     parts: list[tuple[Memory, np.ndarray, np.ndarray | None]] = []
-    choices = ((machine.globals, 0), (machine.local, LOCAL_WINDOW), (machine.shared, SHARED_WINDOW))
+    choices: tuple[tuple[Memory, int], ...] = (
+        (machine.globals, 0),
+        (machine.local, LOCAL_WINDOW),
+        (machine.shared, SHARED_WINDOW),
+    )
     for k, (memory, window) in enumerate(choices):
         mask = where == k
         if mask.any():

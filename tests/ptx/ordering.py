@@ -2,7 +2,7 @@
 
 Time is a serial number that every memory instruction advances. Two accesses of different threads are ordered when
   - both are of one block, and the block passed a barrier after the first;
-  - both are of one warp, and the warp passed bar.warp.sync (or a shuffle) after the first;
+  - both are of one warp, and the warp passed bar.warp.sync after the first (shuffles and votes order no memory);
   - they are of different blocks, and the first one's block executed a fence after it.
 Accesses by several threads are remembered as "a warp", "a block" or "anyone": owners are lane numbers, then warps, then
 blocks, then ANYONE, so that the greater code is always the weaker knowledge.

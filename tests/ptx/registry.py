@@ -56,7 +56,7 @@ def build(instr: Instr, machine: Machine) -> Action:
 
 
 def elementwise(
-    instr: Instr, machine: Machine, function: Callable[..., np.ndarray], kinds: str | list[str], out: str | None = None
+    instr: Instr, machine: Machine, function: Callable[..., Any], kinds: str | list[str], out: str | None = None
 ) -> Action:
     """destination = function(sources...), the sources read as the given PTX types (one for all, or one each)."""
     lanes = machine.lanes

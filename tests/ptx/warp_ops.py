@@ -25,7 +25,7 @@ class WarpView:
         self.table = np.full((int(first.sum()), WARP), -1)
         self.table[self.row, self.lane] = np.arange(len(self.ids))
 
-    def spread(self, values: np.ndarray, missing: object) -> np.ndarray:
+    def spread(self, values: np.ndarray, missing: int | bool) -> np.ndarray:
         """One value a lane as a (warps, 32) array, `missing` where a lane does not take part."""
         return np.where(self.table >= 0, np.broadcast_to(values, len(self.ids))[self.table], missing)
 
@@ -51,10 +51,6 @@ def _check_members(machine: Machine, view: WarpView, mask: np.ndarray) -> None:
         who = np.flatnonzero(absent[k]).tolist()
         text = f"lanes {who} of the warp are named in the mask but do not execute this instruction with the others"
         raise lanes.fault(DivergentWarp, text, int(view.ids[k]))
-
-
-def _synchronise(machine: Machine, view: WarpView) -> None:
-    machine.clock.warp_sync[np.unique(machine.lanes.warp_of[view.ids])] = machine.clock.tick()
 
 
 def _source_lane(instr: Instr, lane: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +90,6 @@ def _shuffle(instr: Instr, machine: Machine) -> Action:
         write(sel, np.where(position >= 0, values[position], np.uint32(POISON[4])))
         if inside_out:
             inside_out(sel, inside)
-        _synchronise(machine, view)
 
     return run
 
@@ -204,7 +199,7 @@ def warp_barrier(instr: Instr, machine: Machine) -> Action:
     def run(sel: Sel) -> None:
         view = WarpView(machine, sel)
         _check_members(machine, view, mask(sel))
-        _synchronise(machine, view)
+        machine.clock.warp_sync[np.unique(machine.lanes.warp_of[view.ids])] = machine.clock.tick()
 
     return run
 
