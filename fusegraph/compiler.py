@@ -352,13 +352,15 @@ class Compiled:
 def _left_gradients(trace: Trace, arguments: list[Tensor], outputs: list[Tensor]) -> list[tuple[Any, int | None]]:
     """(whose gradient the function has set: a leaf, or the number of an argument; which output it is, or None). Adds to `outputs`.
 
-    A gradient that an optimizer has used up is not handed out: the step would have to write it to memory.
+    A gradient that an optimizer has used up is not handed out (the step would have to write it to memory), unless the next call
+    would add to it: the function does not clear gradients before it collects new ones.
     """
     found: list[tuple[Any, int | None]] = []
     place = {id(symbol): number for number, symbol in enumerate(arguments)}
     for tensor, _ in trace.grads_before.values():
         owner = place.get(id(tensor), tensor)
-        if tensor._grad is None or id(tensor) in trace.consumed_grads:
+        used_up = id(tensor) in trace.consumed_grads and id(tensor) not in trace.grads_read
+        if tensor._grad is None or used_up:
             if owner is tensor:
                 found.append((tensor, None))
         else:

@@ -300,6 +300,105 @@ def test_functional_gradients_inside(backend: str) -> None:
 RNG_W = RNG.normal(size=(4, 3)).astype(np.float32)
 
 
+@backends
+@pytest.mark.parametrize("when", ["first", "last", "never"])
+def test_gradients_are_cleared_first_last_or_never(when: str, backend: str) -> None:
+    def run(wrap: Wrap) -> list[Any]:
+        model = mlp()
+        opt = optim.SGD(model.parameters(), lr=0.1)
+
+        @wrap
+        def step(x: Any, y: Any) -> Any:
+            if when == "first":
+                opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            opt.step()
+            if when == "last":
+                opt.zero_grad()
+            return loss
+
+        return [step(X, Y) for _ in range(5)]
+
+    agree(run, backend)
+
+
+@backends
+def test_loaded_state_and_added_groups_are_used(backend: str) -> None:
+    def run(wrap: Wrap) -> list[Any]:
+        model = mlp()
+        opt = optim.Adam(model[0].parameters(), lr=0.1)
+
+        @wrap
+        def step(x: Any, y: Any) -> Any:
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            opt.step()
+            return loss
+
+        out = [step(X, Y) for _ in range(2)]
+        saved = opt.state_dict()
+        saved["state"] = {k: {n: np.array(v.numpy()) for n, v in entries.items()} for k, entries in saved["state"].items()}
+        out += [step(X, Y) for _ in range(2)]
+        opt.load_state_dict(saved)
+        out += [step(X, Y) for _ in range(2)]
+        opt.add_param_group({"params": list(model[2].parameters()), "lr": 0.3})
+        out += [step(X, Y) for _ in range(2)]
+        opt.param_groups[1]["weight_decay"] = 0.2
+        opt.param_groups[0]["betas"] = (0.5, 0.9)
+        return out + [step(X, Y) for _ in range(3)]
+
+    agree(run, backend)
+
+
+@backends
+def test_two_models_are_trained_against_each_other(backend: str) -> None:
+    def run(wrap: Wrap) -> list[Any]:
+        fg.manual_seed(2)
+        maker, judge = nn.Linear(4, 4), nn.Linear(4, 1)
+        mean = nn.Linear(4, 4)
+        first, second = optim.Adam(maker.parameters(), lr=0.05), optim.RMSprop(judge.parameters(), lr=0.05)
+
+        @wrap
+        def step(x: Any) -> Any:
+            second.zero_grad()
+            judged = (F.softplus(-judge(x)) + F.softplus(judge(maker(x).detach()))).mean()
+            judged.backward()
+            second.step()
+            first.zero_grad()
+            made = F.softplus(-judge(maker(x))).mean()
+            made.backward()
+            first.step()
+            with fg.no_grad():
+                for slow, fast in zip(mean.parameters(), maker.parameters(), strict=True):
+                    slow.mul_(0.9).add_(fast * 0.1)
+            return judged, made
+
+        return [step(X) for _ in range(4)] + list(mean.parameters())
+
+    agree(run, backend)
+
+
+@backends
+def test_a_buffer_that_is_assigned(backend: str) -> None:
+    class Memory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("held", fg.zeros(4))
+
+        def forward(self, x: Any) -> Any:
+            self.held = self.held * 0.5 + x.sum(0)
+            return self.held * 2.0
+
+    def run(wrap: Wrap) -> list[Any]:
+        model = Memory()
+        fast = wrap(model)
+        return [fast(X) for _ in range(3)] + [model.held]
+
+    agree(run, backend)
+
+
 # -- a compiled model under .backward() -----------------------------------------------------------------------------------------
 
 

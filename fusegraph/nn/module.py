@@ -16,6 +16,7 @@ from fusegraph.tensor import Tensor, as_tensor, user_error
 from fusegraph.trace import configuration_changed, current_trace
 
 M = TypeVar("M", bound="Module")
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class LoadResult(NamedTuple):
@@ -80,8 +81,23 @@ class Module:
             raise TypeError(
                 f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not {type(value).__name__}"
             )
+        if isinstance(value, Tensor) and value.is_symbol:
+            self._write_buffer(name, value)
+            return
         self._buffers[name] = value
         configuration_changed()
+
+    def _write_buffer(self, name: str, value: Tensor) -> None:
+        """A traced value is assigned: the compiled function writes it into the buffer's memory at each call."""
+        held = self._buffers[name]
+        if held is None or (held.shape, held.dtype) != (value.shape, value.dtype) or value.requires_grad:
+            raise user_error(
+                UnsupportedError,
+                f"buffer {name!r} is assigned in a compiled function: it must be there, of the same shape and dtype (now "
+                f"{value.dtype.name}{list(value.shape)}), and the value without a gradient (.detach() it)",
+            )
+        with autograd.no_grad():
+            held.copy_(value)
 
     def __getattr__(self, name: str) -> Any:
         for kind in ("_parameters", "_buffers", "_modules"):
@@ -256,7 +272,7 @@ class Module:
         plain = {
             name: value
             for name, value in self.__dict__.items()
-            if isinstance(value, (bool, int, float, str, tuple, type(None)))
+            if isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value))
         }
         parts = {
             name: id(part) for kind in (self._parameters, self._buffers, self._modules) for name, part in kind.items()

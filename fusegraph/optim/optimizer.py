@@ -208,6 +208,7 @@ class Optimizer:
                 self._prepare(number, group, params)
                 with no_grad():
                     self._update(group, params)
+                self._watch_state(number, params)
         if not found:
             raise user_error(
                 GradientError,
@@ -229,12 +230,20 @@ class Optimizer:
             return
         trace.consumed_grads.update(map(id, params))
         label = f"{type(self).__name__} group {number}"
+        trace.guard(f"the number of groups of {type(self).__name__}", lambda: len(self.param_groups))
         trace.guard(f"the parameters of {label}", lambda: tuple(map(id, group["params"])))
         for key in self.defaults:
             if key in ("momentum", "weight_decay"):
                 trace.guard(f"whether {label} uses {key}", partial(group.uses, key))
             elif key not in SCALARS:
                 trace.guard(f"{key} of {label}", partial(group.tensor, key))
+
+    def _watch_state(self, number: int, params: list[Tensor]) -> None:
+        """A trace holds while the state is in the same tensors."""
+        trace = current_trace()
+        if trace is not None:
+            label = f"the state of {type(self).__name__} group {number}"
+            trace.guard(label, lambda: [id(v) for p in params for v in self.state.get(p, {}).values()])
 
     def _new_state(self, group: ParamGroup, param: Tensor) -> dict[str, Tensor]:
         """The state of `param` before its first step."""
