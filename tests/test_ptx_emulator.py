@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
-
-pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: there is nothing that compiles kernels to PTX")
-
 from ptx import LaunchError, Placed, PtxKernel, samples
+from ptx.compile import missing
+
+if reason := missing():
+    pytest.skip(reason, allow_module_level=True)
 
 F32 = np.float32
 

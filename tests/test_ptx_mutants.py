@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("numba_cuda", reason="numba-cuda is not installed: there is nothing that compiles kernels to PTX")
-
 from ptx import (
     BudgetExceeded,
     Counters,
@@ -26,6 +23,10 @@ from ptx import (
     Uninitialised,
     samples,
 )
+from ptx.compile import missing
+
+if reason := missing():
+    pytest.skip(reason, allow_module_level=True)
 
 F32 = np.float32
 

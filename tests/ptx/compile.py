@@ -32,3 +32,13 @@ def compile_ptx(function: Callable[..., Any], signature: Any, cc: tuple[int, int
     with target(cc):
         text, _ = cuda.compile_ptx(function, signature, cc=cc, **options)
     return str(text)
+
+
+def missing() -> str | None:
+    """What is missing for compiling kernels, in words; None where nothing is."""
+    try:
+        import numba_cuda  # noqa: F401
+        from numba.cuda.cudadrv import nvvm
+    except ImportError:
+        return "numba-cuda is not installed: there is nothing that compiles kernels to PTX"
+    return None if nvvm.is_available() else "the NVVM library of CUDA is not installed: pip install 'numba-cuda[cu13]'"
