@@ -60,9 +60,11 @@ def test_wrong_results_are_seen() -> None:
         return largest_difference({**good, name: value}, exact, start)
 
     assert with_change("0/0", np.array([1.0, -2.02])) == pytest.approx(0.01)
-    assert with_change("weight/w", np.array([10.0, 10.55])) == pytest.approx(0.1), (
-        "relative to the change of the weight"
-    )
+    of_change = with_change("weight/w", np.array([10.0, 10.55]))
+    assert of_change == pytest.approx(0.1, rel=1e-4), "relative to the change of the weight"
+    assert with_change("weight/w", np.array([10.0, 10.5 + 1e-6])) == 0, "float32 cannot tell these apart"
+    one_of_two = largest_difference({**good, "weight/w": np.array([10.0, 10.55])}, exact, start, adam=True)
+    assert one_of_two == pytest.approx(0.1 / np.sqrt(2), rel=1e-4), "Adam: the root of the mean square"
     assert with_change("0/0", np.array([1.0, np.nan])) == float("inf")
     assert with_change("0/0", np.array([1.0])) == float("inf")
     assert largest_difference({"0/0": exact["0/0"]}, exact, start) == float("inf")
