@@ -186,7 +186,9 @@ def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
 
     cache = DiskCache()
     text = repr(graph.structure())
-    return cache, cache.key("step", text, repr((options.fuse, options.exact, options.disable, data_field())), generator_digest())
+    return cache, cache.key(
+        "step", text, repr((options.fuse, options.exact, options.disable, data_field())), generator_digest()
+    )
 
 
 def _build_native(graph: Graph, options: Options) -> Artifact:
@@ -203,7 +205,9 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
         except (KeyError, TypeError, ValueError):
             entry = None
         else:
-            events.event("cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms")
+            events.event(
+                "cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms"
+            )
             return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True)
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     code, layout = _generate(artifact)
@@ -211,8 +215,11 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
     started = time.perf_counter()
     artifact.executable = NativeStep(code, layout, shapes)
     artifact.seconds["load"] = time.perf_counter() - started
-    events.event("kernels", f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
-              f"compiled in {time.perf_counter() - start:.3f} s")
+    events.event(
+        "kernels",
+        f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
+        f"compiled in {time.perf_counter() - start:.3f} s",
+    )
     return artifact
 
 
@@ -240,10 +247,22 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
     code = llvm.compile_ir(step.text)
     seconds["llvm"] = time.perf_counter() - clock
-    slots = tuple(Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals))
-    layout = StepLayout(slots, program.inputs, program.outputs, program.guards, step.memory.arena_bytes, step.workspace_bytes,
-                        tuple(loop.name for loop in program.loops), step.barriers, step.memory.unshared_bytes,
-                        program.checks, data_field())
+    slots = tuple(
+        Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals)
+    )
+    layout = StepLayout(
+        slots,
+        program.inputs,
+        program.outputs,
+        program.guards,
+        step.memory.arena_bytes,
+        step.workspace_bytes,
+        tuple(loop.name for loop in program.loops),
+        step.barriers,
+        step.memory.unshared_bytes,
+        program.checks,
+        data_field(),
+    )
     return code, layout
 
 

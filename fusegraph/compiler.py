@@ -28,12 +28,22 @@ from fusegraph.trace import Guard, Trace, configuration_version, current_trace, 
 Array = np.ndarray[Any, Any]
 Key = tuple[Any, ...]
 DEFAULT_VERSIONS = 64
-_compiling = threading.RLock()  # one for all: expressions are interned by the process, and traces set and restore gradients
+_compiling = (
+    threading.RLock()
+)  # one for all: expressions are interned by the process, and traces set and restore gradients
 MAX_REPEATS = 4  # signatures that are tried the short way before a key is made
 
 
-def compile(target: Any = None, *, backend: str = "cpu", fuse: bool = True, exact: bool = False, verify: bool = False,  # noqa: A001
-            disable: Sequence[str] = (), versions: int = DEFAULT_VERSIONS) -> Any:
+def compile(
+    target: Any = None,
+    *,
+    backend: str = "cpu",
+    fuse: bool = True,
+    exact: bool = False,
+    verify: bool = False,  # noqa: A001
+    disable: Sequence[str] = (),
+    versions: int = DEFAULT_VERSIONS,
+) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
     The result is called as the original is. Array arguments may be tensors or numpy arrays; numbers, strings, bools and None
@@ -88,7 +98,9 @@ class Version:
 
     def __post_init__(self) -> None:
         self.signatures = [_signature(tensor) for tensor in self.captured]
-        self.learned = [t for t in self.captured if t.requires_grad and type(t) is Tensor]  # a Parameter reports a change itself
+        self.learned = [
+            t for t in self.captured if t.requires_grad and type(t) is Tensor
+        ]  # a Parameter reports a change itself
         self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
 
     def holds(self) -> bool:
@@ -120,19 +132,29 @@ class Version:
         """What is not as it was, in words."""
         names = [(t, t.name or f"a tensor of shape {list(t.shape)}") for t in self.captured]
         found = [_guard_change(guard) for guard in self.guards if guard.read() != guard.value]
-        found += [f"{name} was {_in_words(known)}, now {_in_words(_signature(t))}"
-                  for (t, name), known in zip(names, self.signatures, strict=True) if _signature(t) != known]
-        found += [f"the gradient of {t.name or 'a parameter'} was {'None' if none else 'there'}, now it is "
-                  f"{'there' if none else 'None'}" for t, none in self.grads_seen if (t._grad is None) != none]
-        found += [f"the value of {t.name or f'a {t.dtype.name}{list(t.shape)} tensor'} was read by Python code, and has changed"
-                  for t, seen in self.values_seen if t._version != seen]
+        found += [
+            f"{name} was {_in_words(known)}, now {_in_words(_signature(t))}"
+            for (t, name), known in zip(names, self.signatures, strict=True)
+            if _signature(t) != known
+        ]
+        found += [
+            f"the gradient of {t.name or 'a parameter'} was {'None' if none else 'there'}, now it is "
+            f"{'there' if none else 'None'}"
+            for t, none in self.grads_seen
+            if (t._grad is None) != none
+        ]
+        found += [
+            f"the value of {t.name or f'a {t.dtype.name}{list(t.shape)} tensor'} was read by Python code, and has changed"
+            for t, seen in self.values_seen
+            if t._version != seen
+        ]
         return found
 
     def sources(self, arguments: list[Tensor]) -> list[Tensor]:
         """The tensors behind the graph's inputs: arguments, then captured ones (a gradient is its owner's present one)."""
         found = [*arguments, *self.captured]
         for position, owner in self.owners:
-            found[position] = owner._grad  # type: ignore[call-overload]
+            found[position] = owner._grad  # type: ignore[assignment]
         return found
 
 
@@ -182,7 +204,9 @@ class Compiled:
 
     def _add_repeat(self, version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """From now on such a call goes the short way."""
-        found = next((repeat for repeat in self._repeats if repeat.version is version), None) or repeat_of(version, args, kwargs)
+        found = next((repeat for repeat in self._repeats if repeat.version is version), None) or repeat_of(
+            version, args, kwargs
+        )
         if found is not None:
             self._put_first(found)
 
@@ -248,7 +272,9 @@ class Compiled:
         tensors = [_as_argument(leaf) for leaf in leaves]
         with tracing() as trace:
             names = _leaf_names(self._names, leaves, rebuild)
-            symbols = [trace.argument(name, t) if isinstance(t, Tensor) else t for name, t in zip(names, tensors, strict=True)]
+            symbols = [
+                trace.argument(name, t) if isinstance(t, Tensor) else t for name, t in zip(names, tensors, strict=True)
+            ]
             args, kwargs = rebuild(list(symbols))
             try:
                 result = self._function(*args, **kwargs)
@@ -264,8 +290,11 @@ class Compiled:
         arguments = [symbol for symbol in symbols if isinstance(symbol, Tensor)]
         grads = _left_gradients(trace, arguments, outputs)
         assigned = [(c.input, c.value._value) for c in trace.captured.values() if c.assigned]
-        assigned += [(node, symbol._value) for node, symbol in zip(trace.builder.inputs, arguments, strict=False)
-                     if symbol._value is not node]
+        assigned += [
+            (node, symbol._value)
+            for node, symbol in zip(trace.builder.inputs, arguments, strict=False)
+            if symbol._value is not node
+        ]
         joint = self._joint(trace, symbols, outputs) if not trace.grads_before else None
         graph = trace.builder.finish([out._value for out in outputs], assigned, _identifier(_title(self._function)))
         captured = {c.input: c.tensor for c in trace.captured.values()}
@@ -278,9 +307,21 @@ class Compiled:
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             backward = build(backward_graph, self._options)
-        return Version(key, build(graph, self._options), read, owners, written, [g.again() for g in trace.guards], rebuild,
-                       [MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted], grads,
-                       list(trace.grads_read.values()), list(trace.values_read.values()), joint, backward)
+        return Version(
+            key,
+            build(graph, self._options),
+            read,
+            owners,
+            written,
+            [g.again() for g in trace.guards],
+            rebuild,
+            [MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted],
+            grads,
+            list(trace.grads_read.values()),
+            list(trace.values_read.values()),
+            joint,
+            backward,
+        )
 
     def _joint(self, trace: Trace, symbols: list[Any], outputs: list[Tensor]) -> Joint | None:
         """What the backward pass computes, when a gradient may be asked for outside of the function."""
@@ -290,10 +331,13 @@ class Compiled:
         seeds = [trace.argument(f"grad_output_{i}", out.detach()) for i, out in roots]
         found, leaves = autograd.pull_back([out for _, out in roots], seeds, False)
         wanted = [s for s in symbols if isinstance(s, Tensor) and s.requires_grad] + [
-            c.tensor for c in trace.captured.values() if c.tensor.requires_grad]
+            c.tensor for c in trace.captured.values() if c.tensor.requires_grad
+        ]
         pairs = [(t, found[(id(t), -1)]._value) for t in wanted if (id(t), -1) in found]
         nodes = [out._value for out in outputs]
-        return Joint([i for i, _ in roots], [seed._value for seed in seeds], [t for t, _ in pairs], [g for _, g in pairs], nodes)
+        return Joint(
+            [i for i, _ in roots], [seed._value for seed in seeds], [t for t, _ in pairs], [g for _, g in pairs], nodes
+        )
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -305,9 +349,15 @@ class Compiled:
         arrays[:dense] = map(_dense, arrays[:dense])
         for position in version.written:
             if not sources[position]._value.flags.writeable:
-                raise UnsupportedError(f"{sources[position].name or 'an argument'} of shape {list(sources[position].shape)} is overwritten "
-                                       "by the compiled function, but its memory is read-only (a view?): pass a copy")
-        before = {position: arrays[position].copy() for position in version.joint.overwritten} if version.joint is not None else {}
+                raise UnsupportedError(
+                    f"{sources[position].name or 'an argument'} of shape {list(sources[position].shape)} is overwritten "
+                    "by the compiled function, but its memory is read-only (a view?): pass a copy"
+                )
+        before = (
+            {position: arrays[position].copy() for position in version.joint.overwritten}
+            if version.joint is not None
+            else {}
+        )
         _check_apart(version, arguments, sources)
         made = version.artifact.run(arrays)
         version.calls += 1
@@ -316,7 +366,7 @@ class Compiled:
             sources[position]._version += 1
             if arrays[position] is not sources[position]._value:
                 np.copyto(sources[position]._value, arrays[position])
-        outputs = [Tensor._make(value) for value in made[:len(made) if version.joint is None else version.joint.count]]
+        outputs = [Tensor._make(value) for value in made[: len(made) if version.joint is None else version.joint.count]]
         _leave_gradients(version, arguments, outputs)
         if version.joint is not None and version.backward is not None:
             version.joint.attach(version, sources, arrays, outputs, made, before)
@@ -348,6 +398,7 @@ class Compiled:
 
 
 # -- gradients and state ------------------------------------------------------------------------------------------------------
+
 
 def _left_gradients(trace: Trace, arguments: list[Tensor], outputs: list[Tensor]) -> list[tuple[Any, int | None]]:
     """(whose gradient the function has set: a leaf, or the number of an argument; which output it is, or None). Adds to `outputs`.
@@ -389,8 +440,9 @@ def _check_apart(version: Version, arguments: list[Tensor], sources: list[Tensor
     first, written = len(arguments), set(version.written)
     if version.spans is None:  # addresses of captured tensors, kept until a setting changes
         moving = {position for position, _ in version.owners}  # gradients lie somewhere else at each call
-        version.spans = np.array([(0, 0) if first + i in moving else _span(t) for i, t in enumerate(sources[first:])],
-                                 np.int64).reshape(-1, 2)
+        version.spans = np.array(
+            [(0, 0) if first + i in moving else _span(t) for i, t in enumerate(sources[first:])], np.int64
+        ).reshape(-1, 2)
         for position in (p for p in written if p >= first):
             _refuse_overlap(version.spans, position - first, sources[position])
     for number, argument in enumerate(arguments):
@@ -411,8 +463,10 @@ def _refuse_overlap(spans: Array, own: int | None, tensor: Tensor) -> None:
     if own is not None:
         hit[own] = False
     if hit.any():
-        raise UnsupportedError(f"a tensor of shape {list(tensor.shape)} ({tensor.name or 'an argument'}) shares memory with another one that "
-                               "the compiled function reads, and one of them is overwritten: pass a .clone(), or use one of them only")
+        raise UnsupportedError(
+            f"a tensor of shape {list(tensor.shape)} ({tensor.name or 'an argument'}) shares memory with another one that "
+            "the compiled function reads, and one of them is overwritten: pass a .clone(), or use one of them only"
+        )
 
 
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
@@ -423,8 +477,13 @@ def _guard_change(guard: Guard) -> str:
     old, new = guard.value, guard.read()
     if not isinstance(old, dict) or not isinstance(new, dict):
         return f"{guard.what} was {old!r}, now {new!r}"
-    parts = [f"`{name}` was {old.get(name)!r}, now {new.get(name)!r}" if max(map(_digits, (old.get(name), new.get(name)))) < 10 else
-             f"`{name}` was replaced" for name in {**old, **new} if old.get(name) != new.get(name)]
+    parts = [
+        f"`{name}` was {old.get(name)!r}, now {new.get(name)!r}"
+        if max(map(_digits, (old.get(name), new.get(name)))) < 10
+        else f"`{name}` was replaced"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
     return f"{guard.what}: {', '.join(parts)}"
 
 
@@ -449,6 +508,7 @@ if hasattr(os, "register_at_fork"):
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------------
+
 
 def _title(function: Any) -> str:
     return getattr(function, "__qualname__", None) or type(function).__name__
@@ -518,7 +578,9 @@ def _as_argument(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray) or (hasattr(leaf, "__dlpack__") and hasattr(leaf, "shape")):
         return as_tensor(leaf)
     if isinstance(leaf, np.generic):
-        raise DTypeError(f"a numpy scalar ({type(leaf).__name__}) is an argument: pass a Python number (part of the signature) or an array")
+        raise DTypeError(
+            f"a numpy scalar ({type(leaf).__name__}) is an argument: pass a Python number (part of the signature) or an array"
+        )
     return leaf
 
 
@@ -529,8 +591,13 @@ def _dense(array: Array) -> Array:
 def _difference(old: Key, new: Key, names: list[str]) -> str:
     """What differs between two signatures, in words."""
     if len(old) != len(new) or old[:2] != new[:2]:
-        return "gradients are recorded now" if new[0] and not old[0] else "gradients are not recorded now" if old[0] != new[0] \
+        return (
+            "gradients are recorded now"
+            if new[0] and not old[0]
+            else "gradients are not recorded now"
+            if old[0] != new[0]
             else "another number or nesting of arguments"
+        )
     texts = []
     first = next((i for i, part in enumerate(new) if isinstance(part, tuple)), 0)
     for position, (before, after) in enumerate(zip(old, new, strict=True)):
@@ -548,8 +615,14 @@ def _leaf_difference(name: str, before: tuple[Any, ...], after: tuple[Any, ...])
             return f"argument `{name}` had another dtype"
         if len(before[0]) != len(after[0]):
             return f"argument `{name}` had {len(before[0])} axes, now {len(after[0])}"
-        axes = [f"axis {i} was {a}, now {b}" for i, (a, b) in enumerate(zip(before[0], after[0], strict=True)) if a != b]
-        return f"argument `{name}` {', '.join(axes)}" if axes else f"argument `{name}` requires a gradient now, or no longer"
+        axes = [
+            f"axis {i} was {a}, now {b}" for i, (a, b) in enumerate(zip(before[0], after[0], strict=True)) if a != b
+        ]
+        return (
+            f"argument `{name}` {', '.join(axes)}"
+            if axes
+            else f"argument `{name}` requires a gradient now, or no longer"
+        )
     return f"argument `{name}` was {before[-1]!r}, now {after[-1]!r}"
 
 

@@ -70,7 +70,9 @@ def repeat_of(version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     if not all(_is_array(value) or _is_plain(value) for value in values):
         return None
-    if any(array.dtype is not step.input_dtype(number) for number, array in enumerate(arrays)):  # converted at each call
+    if any(
+        array.dtype is not step.input_dtype(number) for number, array in enumerate(arrays)
+    ):  # converted at each call
         return None
     return Repeat(version, step, values, tuple(kwargs))
 
@@ -97,10 +99,23 @@ class Repeat:
         self._written = [version.captured[position - len(self._arrays)] for position in version.written]
         self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
         self._names: dict[str, Any] = {
-            "active": active, "recording": autograd._mode, "settings": Settings, "version": version, "this": self, "step": step,
-            "table": step.table, "pointer": step.pointer, "call": step.choice.call, "acquire": step.lock.acquire,
-            "release": step.lock.release, "Tensor": Tensor, "ndarray": np.ndarray, "empty": np.empty, "make": Tensor._make,
-            "MISS": MISS}
+            "active": active,
+            "recording": autograd._mode,
+            "settings": Settings,
+            "version": version,
+            "this": self,
+            "step": step,
+            "table": step.table,
+            "pointer": step.pointer,
+            "call": step.choice.call,
+            "acquire": step.lock.acquire,
+            "release": step.lock.release,
+            "Tensor": Tensor,
+            "ndarray": np.ndarray,
+            "empty": np.empty,
+            "make": Tensor._make,
+            "MISS": MISS,
+        }
         self.source = "\n".join([*self._checks(names), *self._call(), *self._results()]) + "\n"
         exec(compile(self.source, f"<repeated call of {version.artifact.source.name}>", "exec"), self._names)
         self.run: Callable[[tuple[Any, ...], dict[str, Any]], Any] = self._names["repeat"]
@@ -110,7 +125,11 @@ class Repeat:
     def refresh(self) -> bool:
         """Read anew what can change only together with a setting. Whether the version still serves."""
         settings = Settings.version
-        if not self.version.holds() or not self.version.dense or not all(t._value.flags.writeable for t in self._written):
+        if (
+            not self.version.holds()
+            or not self.version.dense
+            or not all(t._value.flags.writeable for t in self._written)
+        ):
             return False
         self.held, self.settings = [tensor._value for tensor in self.version.captured], settings
         self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
@@ -118,12 +137,16 @@ class Repeat:
 
     def _checks(self, names: tuple[str, ...]) -> list[str]:
         wanted = f"tuple(kwargs) != {names!r}" if names else "kwargs"
-        lines = [_HEAD.format(kwargs=wanted, count=len(self._values) - len(names), recording=autograd.is_grad_enabled())]
+        lines = [
+            _HEAD.format(kwargs=wanted, count=len(self._values) - len(names), recording=autograd.is_grad_enabled())
+        ]
         if self._values:
             values = ", ".join(f"a{position}" for position in range(len(self._values)))
             lines.append(f"    {values}, = {'(*args, *kwargs.values())' if names else 'args'}")
         for position, value in enumerate(self._values):
-            lines.append(self._check_array(position, value) if position in self._arrays else self._check_plain(position, value))
+            lines.append(
+                self._check_array(position, value) if position in self._arrays else self._check_plain(position, value)
+            )
         watched = self.version.grads_seen or self.version.values_seen or self.version.learned
         return [*lines, _SETTINGS.format(unchanged=" or not version.unchanged()" if watched else "")]
 
@@ -131,30 +154,43 @@ class Repeat:
         gradient = type(value) is Tensor and value.requires_grad
         array = value._value if type(value) is Tensor else value
         self._names[f"a{position}_dtype"] = array.dtype
-        return _ARRAY.format(name=f"a{position}", array=f"x{position}", dtype=array.dtype, shape=array.shape, gradient=gradient,
-                              otherwise="\n    else:\n        return MISS" if gradient else "",
-                              apart=f" or id(x{position}) in this.overwritten" if self._written else "")
+        return _ARRAY.format(
+            name=f"a{position}",
+            array=f"x{position}",
+            dtype=array.dtype,
+            shape=array.shape,
+            gradient=gradient,
+            otherwise="\n    else:\n        return MISS" if gradient else "",
+            apart=f" or id(x{position}) in this.overwritten" if self._written else "",
+        )
 
     def _check_plain(self, position: int, value: Any) -> str:
         name, kept = f"a{position}", f"a{position}_value"
         self._names[kept] = value
         same = f"{name} is not {kept}"
         if type(value) in _BY_VALUE and value == value and not (type(value) is float and value == 0.0):  # -0.0 == 0.0
-            same += f" and (type({name}) is not {type(value).__name__} or {name} != {kept})" if value is not None else ""
+            same += (
+                f" and (type({name}) is not {type(value).__name__} or {name} != {kept})" if value is not None else ""
+            )
         return f"    if {same}:\n        return MISS"
 
     def _call(self) -> list[str]:
         stores = ["if step.held is not this.held:", "    step.hold(this.held)"] if self.version.captured else []
-        stores += [f"table[{place}] = {self._step.entry.format(f'x{position}')}"
-                  for position, place in zip(self._arrays, self._step.input_places, strict=False)]
+        stores += [
+            f"table[{place}] = {self._step.entry.format(f'x{position}')}"
+            for position, place in zip(self._arrays, self._step.input_places, strict=False)
+        ]
         for number, (place, shape, dtype) in enumerate(self._step.outputs):
             self._names[f"dtype{number}"] = dtype
             stores.append(f"out{number} = empty({shape!r}, dtype{number})")
             stores.append(f"table[{place}] = {self._step.entry.format(f'out{number}')}")
         self._names["address_of"] = self._step.address_of
         arrays = ", ".join(f"x{position}" for position in self._arrays)
-        return [_RUN.format(stores="\n".join(f"        {line}" for line in stores), error=TABLE_ERROR,
-                            arrays=arrays).replace("[, ", "[")]
+        return [
+            _RUN.format(
+                stores="\n".join(f"        {line}" for line in stores), error=TABLE_ERROR, arrays=arrays
+            ).replace("[, ", "[")
+        ]
 
     def _results(self) -> list[str]:
         version, joint, lines = self.version, self.version.joint, []
@@ -162,20 +198,28 @@ class Repeat:
             self._names["written"] = self._written
             lines.append("    for tensor in written:\n        tensor._version += 1")
         again = self._step.twice or [(number, False, ()) for number in range(len(self._step.outputs))]
-        made = [f"out{number}.copy().reshape({shape!r})" if repeated else f"out{number}" for number, repeated, shape in again]
+        made = [
+            f"out{number}.copy().reshape({shape!r})" if repeated else f"out{number}"
+            for number, repeated, shape in again
+        ]
         if not version.grads and joint is None and version.results == [MADE] and version.rebuild([MADE]) is MADE:
             return [*lines, f"    return make({made[0]})"]
-        return [*lines, f"    return this.wrap(args, kwargs, [{', '.join(f'x{p}' for p in self._arrays)}], [{', '.join(made)}])"]
+        return [
+            *lines,
+            f"    return this.wrap(args, kwargs, [{', '.join(f'x{p}' for p in self._arrays)}], [{', '.join(made)}])",
+        ]
 
     def wrap(self, args: tuple[Any, ...], kwargs: dict[str, Any], arrays: list[Array], made: list[Array]) -> Any:
         """The function's result from the step's, with gradients set and the backward program attached."""
         version, joint = self.version, self.version.joint
-        outputs = [Tensor._make(value) for value in (made if joint is None else made[:joint.count])]
+        outputs = [Tensor._make(value) for value in (made if joint is None else made[: joint.count])]
         for owner, position in version.grads:
             owner._grad = None if position is None else outputs[position]
         if joint is not None:
             values = (*args, *kwargs.values())
-            sources = [value if type(value := values[position]) is Tensor else Tensor._make(value) for position in self._arrays]
+            sources = [
+                value if type(value := values[position]) is Tensor else Tensor._make(value) for position in self._arrays
+            ]
             joint.attach(version, [*sources, *version.captured], arrays + self.held, outputs, made, {})
         rest = iter(outputs)
         return version.rebuild([next(rest) if leaf is MADE else leaf for leaf in version.results])

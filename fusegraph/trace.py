@@ -104,7 +104,8 @@ class Trace:
             if tensor._trace is not self:
                 raise TraceError(
                     f"a tensor of shape {list(tensor.shape)} from another (finished) trace is used at {user_location()}; "
-                    "a compiled function must return what is to be used outside of it")
+                    "a compiled function must return what is to be used outside of it"
+                )
             return tensor
         known = self.captured.get(id(tensor))
         return known.value if known is not None else self._capture(tensor).value

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
 from fusegraph.ir.scalar import Expr, Load, walk
-from fusegraph.passes.roots import Root
+from fusegraph.passes.roots import MAX_DEPTH, Root
 
 SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet at a barrier (a few microseconds)
 MIN_PARALLEL = 16  # points of space below which threads would idle
@@ -45,6 +46,15 @@ class Group:
     def work(self) -> int:
         """Points of all its loops."""
         return sum(root.work for root in self.roots)
+
+    @cached_property
+    def depth(self) -> int:
+        """Operations on the longest way through its roots, where values go from one to the next in registers."""
+        found: dict[str, int] = {}
+        for root in self.roots:
+            inputs = max((found[load.buffer] for load in loads(root) if load.buffer in found), default=0)
+            found[root.buffer] = root.value.depth + inputs if root.kind == "map" else 0
+        return max(found.values(), default=0)
 
     def reads(self) -> frozenset[str]:
         """Buffers that its roots load from."""
@@ -173,6 +183,8 @@ def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
     joined = Group(_in_order((*a.roots, *moved)), space, kind)
     if kind == "contract":
         _check_contract(joined, a, b)
+    if joined.depth > MAX_DEPTH and len(joined.roots) > 1:
+        raise Refused(f"more than {MAX_DEPTH} operations one after the other in one kernel")
     if joined.points < min(MIN_PARALLEL, max(a.points, b.points)) and joined.work > SMALL_WORK:
         raise Refused("too few points would be left to share among threads")
     return joined

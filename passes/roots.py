@@ -24,6 +24,7 @@ MAX_INLINED_OPS = 60  # a body larger than this spills registers: 16 vector regi
 RECOMPUTE_OPS = (
     6  # cheap operations that are rather done twice than loaded (one load and store of a vector cost about as much)
 )
+MAX_DEPTH = 96  # operations on the longest way through a body: printers and code generators go down it by recursion
 _EXPENSIVE = {"div": 4, "transcendental": 16}
 
 
@@ -135,16 +136,19 @@ def _cut_expensive(graph: Graph, roots: set[Node]) -> None:
     """Make a root of what several readers need and is dear to compute again, and of what a body grows too large at."""
     users = graph.users()
     cost: dict[Node, int] = {}
+    depth: dict[Node, int] = {}
     for node in graph.nodes:
         if node.op == "input" or node in roots:
-            cost[node] = 0
+            cost[node] = depth[node] = 0
             continue
+        depth[node] = 1 + max((depth[operand] for operand in node.inputs), default=0)
         cost[node] = _own_cost(node) + sum(cost[operand] for operand in dict.fromkeys(node.inputs))
         elementwise = PRIMITIVES[node.op].kind in ("map", "zip", "gather")
         readers = len(set(users[node]))
-        if elementwise and ((readers > 1 and cost[node] > RECOMPUTE_OPS) or cost[node] > MAX_INLINED_OPS * 4):
+        too_dear = (readers > 1 and cost[node] > RECOMPUTE_OPS) or cost[node] > MAX_INLINED_OPS * 4
+        if (elementwise and too_dear) or depth[node] >= MAX_DEPTH:
             roots.add(node)
-            cost[node] = 0
+            cost[node] = depth[node] = 0
 
 
 class RootMaker:

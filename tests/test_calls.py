@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import fusegraph as fg
-import fusegraph.functional as F
 from fusegraph import nn, optim
 from fusegraph.errors import IndexRangeError
 from fusegraph.repeat import MISS
@@ -170,7 +169,11 @@ def test_results_alias_nothing():
         arrays = [t.numpy() for t in (*first, *second)] + [x, shared.numpy()]
         for i, a in enumerate(arrays):
             assert not any(np.shares_memory(a, b) for b in arrays[:i])
-        assert np.array_equal(arrays[0], X) and np.array_equal(arrays[3], X + 1) and np.array_equal(arrays[5].ravel(), X.ravel())
+        assert (
+            np.array_equal(arrays[0], X)
+            and np.array_equal(arrays[3], X + 1)
+            and np.array_equal(arrays[5].ravel(), X.ravel())
+        )
 
 
 def test_the_versions_used_last_are_kept():
@@ -205,7 +208,7 @@ def test_many_python_threads_call_one_function(threads):
             for _ in range(rounds):
                 for got, want in zip(f(*pairs[i]), expected[i], strict=True):
                     np.testing.assert_allclose(got.numpy(), want, rtol=1e-4, atol=1e-4)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     fg.set_num_threads(threads)

@@ -339,7 +339,9 @@ def test_loaded_state_and_added_groups_are_used(backend: str) -> None:
 
         out = [step(X, Y) for _ in range(2)]
         saved = opt.state_dict()
-        saved["state"] = {k: {n: np.array(v.numpy()) for n, v in entries.items()} for k, entries in saved["state"].items()}
+        saved["state"] = {
+            k: {n: np.array(v.numpy()) for n, v in entries.items()} for k, entries in saved["state"].items()
+        }
         out += [step(X, Y) for _ in range(2)]
         opt.load_state_dict(saved)
         out += [step(X, Y) for _ in range(2)]
@@ -646,7 +648,9 @@ def test_the_same_model_gives_the_same_programs_in_every_process() -> None:
     digests = set()
     for seed in ("0", "1", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run([sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         digests.add(done.stdout)
     assert len(digests) == 1

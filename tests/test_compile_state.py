@@ -12,9 +12,17 @@ import pytest
 from compile_tools import BACKENDS, Wrap, X, Y, agree, mlp, wrap
 
 import fusegraph as fg
-import fusegraph.functional as F  # noqa: N812
+import fusegraph.functional as F
 from fusegraph import nn, optim
-from fusegraph.errors import DTypeError, GradientError, IndexRangeError, OptionError, ShapeError, TraceError, UnsupportedError
+from fusegraph.errors import (
+    DTypeError,
+    GradientError,
+    IndexRangeError,
+    OptionError,
+    ShapeError,
+    TraceError,
+    UnsupportedError,
+)
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -27,7 +35,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def equal(value: Any, wanted: Any) -> None:
-    np.testing.assert_allclose(value.detach().numpy() if isinstance(value, fg.Tensor) else value, wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        value.detach().numpy() if isinstance(value, fg.Tensor) else value, wanted, rtol=1e-6, atol=1e-6
+    )
 
 
 class Pair(NamedTuple):
@@ -38,6 +48,7 @@ class Pair(NamedTuple):
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------------------
+
 
 @backends
 def test_nests_of_arguments_and_results(backend: str) -> None:
@@ -90,8 +101,16 @@ def test_reasons_name_what_changed() -> None:
     f(X, 2.0)
     f(X, k=2)
     f(fg.tensor(X, requires_grad=True))
-    texts = ["first call", "argument `x` axis 0 was 6, now 3", "argument `x` had 2 axes, now 1", "another dtype", "nesting",
-             "argument `k` was 2, now 2.0", "nesting", "nesting"]
+    texts = [
+        "first call",
+        "argument `x` axis 0 was 6, now 3",
+        "argument `x` had 2 axes, now 1",
+        "another dtype",
+        "nesting",
+        "argument `k` was 2, now 2.0",
+        "nesting",
+        "nesting",
+    ]
     assert len(f.reasons) == len(texts)
     for reason, text in zip(f.reasons, texts, strict=True):
         assert text in reason, (reason, text)
@@ -169,6 +188,7 @@ def test_results_that_are_inputs_constants_or_each_other(backend: str) -> None:
 
 
 # -- state -----------------------------------------------------------------------------------------------------------------------
+
 
 @backends
 def test_state_is_overwritten_in_the_same_memory(backend: str) -> None:
@@ -269,7 +289,10 @@ def test_changed_layers_and_attributes_are_noticed(backend: str) -> None:
     fast = wrap(backend)(model)
 
     def check(versions: int) -> None:
-        equal(fast(X), (fg.as_tensor(X) @ model.inner.weight.detach().T + model.inner.bias.detach()).numpy() * model.factor)
+        equal(
+            fast(X),
+            (fg.as_tensor(X) @ model.inner.weight.detach().T + model.inner.bias.detach()).numpy() * model.factor,
+        )
         assert len(fast.reasons) == versions
 
     check(1)
@@ -365,6 +388,7 @@ def test_calls_that_repeat_each_other(backend: str) -> None:
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------------------
+
 
 def snapshot(model: nn.Module, opt: optim.Optimizer) -> list[Any]:
     """Everything that a step may change."""
@@ -532,6 +556,7 @@ def test_optimizer_without_gradients(backend: str) -> None:
 
 # -- threads ---------------------------------------------------------------------------------------------------------------------
 
+
 @backends
 def test_threads_call_one_function_at_once(backend: str) -> None:
     model = mlp()
@@ -552,7 +577,7 @@ def test_threads_call_one_function_at_once(backend: str) -> None:
                 size = (1, 3, 6)[(seed + turn) % 3]
                 equal(fast(X[:size]), wanted[size])
                 equal(count(np.full((), 0.5)), np.exp(1.0))
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it belongs to the test's thread)
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]

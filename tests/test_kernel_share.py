@@ -85,7 +85,9 @@ def test_a_key_tells_apart_who_reads_one_buffer_twice():
 
     assert kernel_key(added("x", "u", 1), PROGRAM) == kernel_key(added("u", "x", 2), PROGRAM)
     assert kernel_key(added("x", "x", 3), PROGRAM) != kernel_key(added("x", "u", 1), PROGRAM)
-    assert kernel_key(replace(added("x", "u", 1), schedule="scatter"), PROGRAM) != kernel_key(added("x", "u", 1), PROGRAM)
+    assert kernel_key(replace(added("x", "u", 1), schedule="scatter"), PROGRAM) != kernel_key(
+        added("x", "u", 1), PROGRAM
+    )
 
 
 def test_equal_functions_of_a_module_are_merged():

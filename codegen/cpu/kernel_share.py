@@ -52,7 +52,12 @@ class _Renaming:
         return (axes, reduce_axes, rows, reduces, tuple(self._store(store) for store in stage.stores))
 
     def _store(self, store: Store) -> Key:
-        return (self._buffers[store.buffer], tuple(map(self._index, store.index)), self._values[store.value], store.mode)
+        return (
+            self._buffers[store.buffer],
+            tuple(map(self._index, store.index)),
+            self._values[store.value],
+            store.mode,
+        )
 
     def _row(self, expr: Expr) -> Key:
         row = (expr.op, expr.dtype.num, tuple([self._values[arg] for arg in expr.args]), self._attribute(expr))
@@ -62,7 +67,11 @@ class _Renaming:
     def _attribute(self, expr: Expr) -> Any:
         attribute = expr.attribute
         if expr.op == "load":
-            return (self._buffers[attribute.buffer], tuple(map(self._index, attribute.index)), self._mask(attribute.mask))
+            return (
+                self._buffers[attribute.buffer],
+                tuple(map(self._index, attribute.index)),
+                self._mask(attribute.mask),
+            )
         if expr.op == "acc":
             return self._accumulators[attribute]
         if expr.op == "inside":
@@ -73,7 +82,9 @@ class _Renaming:
 
     def _mask(self, mask: Mask) -> Key:
         return tuple(
-            (self._index(part.index), part.low, part.high) if isinstance(part, Bound) else (self._index(part.index), part.divisor)
+            (self._index(part.index), part.low, part.high)
+            if isinstance(part, Bound)
+            else (self._index(part.index), part.divisor)
             for part in mask
         )
 

@@ -45,8 +45,9 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
     return emit_nest(module, loop, program, vector_bits, exact=exact)
 
 
-def emit_step(program: Program, vector_bits: int, barrier_text: str, exact: bool = False,
-              data_field: int | None = None) -> StepCode:
+def emit_step(
+    program: Program, vector_bits: int, barrier_text: str, exact: bool = False, data_field: int | None = None
+) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
     data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
@@ -76,13 +77,22 @@ def _emit_kernels(module: Module, program: Program, vector_bits: int, exact: boo
     return tuple(kernels)
 
 
-def _emit_driver(module: Module, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...], guards: list[str],
-                 workspace: int, data_field: int | None) -> int:
+def _emit_driver(
+    module: Module,
+    program: Program,
+    memory: MemoryPlan,
+    kernels: tuple[EmittedKernel, ...],
+    guards: list[str],
+    workspace: int,
+    data_field: int | None,
+) -> int:
     fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
     arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
     space = fn.load("ptr", fn.gep("%table", TABLE_WORKSPACE, "ptr"))
     mine = fn.gep(space, fn.op(f"mul i64 %tid, {workspace}"), "i8")
-    address = {name: fn.load("ptr", fn.gep("%table", TABLE_FIRST + slot, "ptr")) for slot, name in enumerate(memory.externals)}
+    address = {
+        name: fn.load("ptr", fn.gep("%table", TABLE_FIRST + slot, "ptr")) for slot, name in enumerate(memory.externals)
+    }
     if data_field is not None:
         address = {name: fn.load("ptr", fn.gep(entry, data_field, "i8")) for name, entry in address.items()}
     address |= {name: fn.gep(arena, offset, "i8") for name, offset in memory.arena.items()}
@@ -103,15 +113,23 @@ def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int) -> No
         fn.label(fn.fresh_label("unreachable"))
 
 
-def _call_kernels(fn: FunctionBuilder, program: Program, memory: MemoryPlan, kernels: tuple[EmittedKernel, ...],
-                  address: dict[str, str], scratch: str) -> int:
+def _call_kernels(
+    fn: FunctionBuilder,
+    program: Program,
+    memory: MemoryPlan,
+    kernels: tuple[EmittedKernel, ...],
+    address: dict[str, str],
+    scratch: str,
+) -> int:
     """Calls in order; a barrier before a kernel that touches what another thread wrote, or writes what another thread read.
 
     Kernels that run on thread 0 alone need no barrier among themselves.
     """
     written: dict[bool, set[Region]] = {True: set(), False: set()}  # by parallel kernels, by thread 0 alone
     regions = _Regions(program, memory)
-    checked = {regions.of(guard.buffer) for guard in program.guards}  # by every thread: a late one must not see new values
+    checked = {
+        regions.of(guard.buffer) for guard in program.guards
+    }  # by every thread: a late one must not see new values
     read: dict[bool, set[Region]] = {True: checked, False: set()}
     count = 0
     for loop, kernel in zip(program.loops, kernels, strict=True):
@@ -185,6 +203,7 @@ def _emit_guard(module: Module, guard: Guard, number: int, program: Program) -> 
 
 def _outside(fn: FunctionBuilder, guard: Guard, type_: str, value: str, signed: bool, before: str, after: str) -> str:
     """Whether `value` is outside of the guard's range (and is not the allowed exception)."""
+
     def constant(number: int) -> str:
         return f"{before}{number}{after}"
 

@@ -188,7 +188,11 @@ class RegisterWriter(ContractWriter):
         for name, copy in zip(at, copies, strict=True):
             thread = self.y if copy is left else self.x
             width = min(tile.tall if copy is left else tile.wide, VECTOR)
-            self.line(f"{name} = uint32({now} * {copy.size} + {thread} * {width})" if width > 1 else f"{name} = uint32({now} * {copy.size} + {thread})")
+            self.line(
+                f"{name} = uint32({now} * {copy.size} + {thread} * {width})"
+                if width > 1
+                else f"{name} = uint32({now} * {copy.size} + {thread})"
+            )
         for step in range(tile.depth):
             for name, copy, part, count in zip(at, copies, parts, counts, strict=True):
                 for piece in pieces(count):
@@ -213,11 +217,21 @@ class RegisterWriter(ContractWriter):
             i = "part" if len(right) == 1 else f"part // {len(right)}"
             row_text = f"{self.row_start.name} + {self.y} * {min(tile.tall, VECTOR)} + {i}"
             if len(down) > 1:
-                row_text = (f"{self.row_start.name} + {self.y} * {VECTOR} + {i} // {VECTOR} * {tile.rows // len(down)} + "
-                            f"{i} % {VECTOR}").replace("part // 2 // 4", "part // 8").replace("part // 2 % 4", "part // 2 % 4")
+                row_text = (
+                    (
+                        f"{self.row_start.name} + {self.y} * {VECTOR} + {i} // {VECTOR} * {tile.rows // len(down)} + "
+                        f"{i} % {VECTOR}"
+                    )
+                    .replace("part // 2 // 4", "part // 8")
+                    .replace("part // 2 % 4", "part // 2 % 4")
+                )
             row = self.variable(self.fresh("row"), f"uint32({row_text})", rows)
             shift = f" + part % {len(right)} * {tile.columns // len(right)}" if len(right) > 1 else ""
-            first = f"{self.column_start.name}{shift} + {self.x} * {width}" if width > 1 else f"{self.column_start.name} + {self.x}"
+            first = (
+                f"{self.column_start.name}{shift} + {self.x} * {width}"
+                if width > 1
+                else f"{self.column_start.name} + {self.x}"
+            )
             self.place(plan.rows, Index.of(row))
             if plan.vector > 1:
                 self._store_quads(row, rows, columns, first)
@@ -230,7 +244,9 @@ class RegisterWriter(ContractWriter):
     def _store_quads(self, row: Axis, rows: int, columns: int, first: str) -> None:
         quad = self.variable(self.fresh("quad"), f"uint32({first}) // 4", columns // VECTOR)
         self.blocks[-1].items[-1] = f"{quad.name} = uint32(uint32({first}) // 4)"
-        condition = self.inside((row.name, rows, self.tile.rows), (quad.name, columns // VECTOR, self.tile.columns // VECTOR))
+        condition = self.inside(
+            (row.name, rows, self.tile.rows), (quad.name, columns // VECTOR, self.tile.columns // VECTOR)
+        )
         with self.only_where(condition, row, quad):
             self.place(self.contract.columns, Index.of(quad) * VECTOR + Index.of(LANE))
             self._write_outputs(VECTOR, f"{self.total}[lane]")
@@ -272,14 +288,25 @@ class Copy:
     """
 
     def __init__(self, writer: RegisterWriter, factor: Factor, name: str, first: str, outer: int, size: int) -> None:
-        self.writer, self.factor, self.name, self.first, self.outer, self.extent = writer, factor, name, first, outer, size
+        self.writer, self.factor, self.name, self.first, self.outer, self.extent = (
+            writer,
+            factor,
+            name,
+            first,
+            outer,
+            size,
+        )
         tile = writer.tile
         self.chunks = outer * tile.depth // factor.vector
         self.rounds = -(-self.chunks // tile.threads)
-        self.stride = outer + VECTOR if factor.along == "sums" else outer  # padding: neighbours along the sums in other banks
+        self.stride = (
+            outer + VECTOR if factor.along == "sums" else outer
+        )  # padding: neighbours along the sums in other banks
         self.size = self.stride * tile.depth
         self.shared = writer.shared(f"{name}_parts", 2 * self.size, writer.element_type)
-        writer.declarations[-1] = f"{self.shared} = cuda.shared.array({2 * self.size}, {writer.element_type}, alignment=16)"
+        writer.declarations[-1] = (
+            f"{self.shared} = cuda.shared.array({2 * self.size}, {writer.element_type}, alignment=16)"
+        )
         self.next = writer.fresh(f"{name}_next")
         writer.declare(f"{self.next} = cuda.local.array({self.rounds * factor.vector}, {writer.element_type})")
         self.fast = (tile.depth if factor.along == "sums" else outer) // factor.vector
@@ -304,7 +331,9 @@ class Copy:
         first = f"{self.first} // {outer_step}" if outer_step > 1 else self.first
         self.inner_count = -(-writer.contract.sizes[3] // inner_step)
         self.k = writer.variable(writer.fresh(f"{self.name}_k"), f"uint32({inner})", self.inner_count)
-        self.at = writer.variable(writer.fresh(f"{self.name}_outer"), f"uint32({first} + {outer})", self.extent // outer_step)
+        self.at = writer.variable(
+            writer.fresh(f"{self.name}_outer"), f"uint32({first} + {outer})", self.extent // outer_step
+        )
         local = writer.fresh(f"{self.name}_to")
         writer.line(f"{local} = uint32({self._shared_place(inner, outer)})")
         self.to = local
@@ -374,7 +403,7 @@ class Copy:
             quick, slow = f"{chunk} % {self.fast}", f"{chunk} // {self.fast}"
             first = f"{self.first} // {self.steps[0]}" if self.steps[0] > 1 else self.first
             inner, outer = (quick, slow) if self.factor.along == "sums" else (slow, quick)
-            k, at = inner + k[len(self.k.name):], f"{first} + {outer}"
+            k, at = inner + k[len(self.k.name) :], f"{first} + {outer}"
         return self._variable(k, self.k, "k"), self._variable(at, self.at, "outer")
 
     def _variable(self, text: str, plain: Axis, name: str) -> Axis:
@@ -450,7 +479,9 @@ class Copy:
             writer.line(f"store4({self.shared}, {place}, {values})")
         elif inner_step > 1:
             for lane in range(VECTOR):
-                writer.line(f"{self.shared}[{place}{f' + {lane * self.stride}' if lane else ''}] = {self.next}[{first}{lane}]")
+                writer.line(
+                    f"{self.shared}[{place}{f' + {lane * self.stride}' if lane else ''}] = {self.next}[{first}{lane}]"
+                )
         else:
             writer.line(f"{self.shared}[{place}] = {self.next}[{part}]")
 

@@ -94,7 +94,9 @@ def plan_contract(loop: Loop, buffers: dict[str, Buffer], readable: bool = False
         return None
     for name in (*loop.reads(), *loop.writes()):
         if buffers[name].size > LIMIT:
-            raise UnsupportedError(f"kernel {loop.name}: {name!r} has {buffers[name].size} elements; CUDA kernels index with 32 bits")
+            raise UnsupportedError(
+                f"kernel {loop.name}: {name!r} has {buffers[name].size} elements; CUDA kernels index with 32 bits"
+            )
     left, right = _ordered(loop, factors, buffers)
     rows = tuple(a for a in loop.space if a in _axes(left) and a not in _axes(right))
     columns = tuple(a for a in loop.space if a in _axes(right) and a not in _axes(left))
@@ -127,7 +129,13 @@ def _factors(loop: Loop) -> tuple[Expr, Expr] | None:
         return None
     reduce = loop.stages[0].reduces[0]
     plain = all(not s.axes and not s.reduces and all(t.mode == "store" for t in s.stores) for s in loop.stages[1:])
-    if reduce.op != "sum" or reduce.dtype.kind != "f" or reduce.value.op != "mul" or reduce.value.dtype != reduce.dtype or not plain:
+    if (
+        reduce.op != "sum"
+        or reduce.dtype.kind != "f"
+        or reduce.value.op != "mul"
+        or reduce.value.dtype != reduce.dtype
+        or not plain
+    ):
         return None
     first, second = reduce.value.args
     return (first, second) if first is not second else None

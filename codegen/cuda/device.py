@@ -38,7 +38,9 @@ def load4(typingctx: Any, base: Any, index: Any) -> Any:
     signature = types.UniTuple(element, 4)(base, index)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, align = _quad(builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1]))
+        pointer, align = _quad(
+            builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1])
+        )
         value = builder.load(pointer)
         value.align = align
         parts = [builder.extract_element(value, ir.IntType(32)(i)) for i in range(4)]
@@ -54,7 +56,9 @@ def store4(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any
     signature = types.void(base, index, element, element, element, element)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, align = _quad(builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1]))
+        pointer, align = _quad(
+            builder, _element(context, builder, signature.args[0], args[0], signature.args[1], args[1])
+        )
         value = ir.Constant(pointer.type.pointee, ir.Undefined)
         for i in range(4):
             value = builder.insert_element(value, args[2 + i], ir.IntType(32)(i))

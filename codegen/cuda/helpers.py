@@ -145,7 +145,14 @@ def {name}(value, place, shared, shared_places, thread):
     return {team}({loaded}, shared_places[thread % {warps}])
 '''
 
-_NOUNS = {"sum": "sum", "prod": "product", "max": "maximum", "min": "minimum", "argmax": "largest", "argmin": "smallest"}
+_NOUNS = {
+    "sum": "sum",
+    "prod": "product",
+    "max": "maximum",
+    "min": "minimum",
+    "argmax": "largest",
+    "argmin": "smallest",
+}
 _PAIR = {"sum": "sum", "prod": "prod", "max": "maximum", "min": "minimum", "argmax": "larger", "argmin": "smaller"}
 
 

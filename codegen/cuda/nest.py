@@ -38,11 +38,19 @@ from fusegraph.codegen.python_kernel import worst_value
 from fusegraph.codegen.python_layout import line_width
 from fusegraph.codegen.python_names import ProgramNames, axis_name
 from fusegraph.codegen.python_text import ATOM, Text
+from fusegraph.dtypes import DType
 from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, walk
 
-_NOUNS = {"sum": "total", "prod": "product", "max": "largest", "min": "smallest", "argmax": "position", "argmin": "position"}
+_NOUNS = {
+    "sum": "total",
+    "prod": "product",
+    "max": "largest",
+    "min": "smallest",
+    "argmax": "position",
+    "argmin": "position",
+}
 _MOST_SLOTS = 16
 _MOST_KEPT = 64
 
@@ -224,7 +232,9 @@ class NestWriter(KernelWriter):
         if plan.points % plan.teams:
             self._valid = self.fresh("inside")
             self.line(f"{self._valid} = {point} < {plan.points}")
-            self.line(f"{point} = min({point}, uint32({plan.points - 1}))  # others repeat the last point and store nothing")
+            self.line(
+                f"{point} = min({point}, uint32({plan.points - 1}))  # others repeat the last point and store nothing"
+            )
         self._place_points(point, plan.points, 1)
 
     def _spread(self, stage: Stage) -> Spread:
@@ -232,7 +242,9 @@ class NestWriter(KernelWriter):
         count = extent(axes)
         longest = max(extent(stage_axes(other)) for other in self.plan.loop.stages)
         vector = self.plan.vector if count == longest else 1
-        return Spread(axes, count, vector, -(-count // (vector * self.plan.team)), bool(self._kept) and count == longest)
+        return Spread(
+            axes, count, vector, -(-count // (vector * self.plan.team)), bool(self._kept) and count == longest
+        )
 
     def _choose_kept(self) -> None:
         """Which elements of the longest stages' rows stay in registers: those that several stages read, or store and read."""
@@ -251,7 +263,11 @@ class NestWriter(KernelWriter):
             for store in stage.stores:
                 seen.setdefault(self._store_key(store), []).append(True)
         written = {store.buffer: store for stage in self.plan.loop.stages for store in stage.stores}
-        chosen = [key for key, uses in seen.items() if len(uses) > 1 and not all(uses) and self._keeps_its_value(key, uses, written)]
+        chosen = [
+            key
+            for key, uses in seen.items()
+            if len(uses) > 1 and not all(uses) and self._keeps_its_value(key, uses, written)
+        ]
         if len(chosen) * slots * self.plan.vector <= _MOST_KEPT and slots <= _MOST_SLOTS:
             self._kept = {key: self.fresh(f"{self.names.buffers[key[0]]}_row") for key in chosen}
             for key, name in self._kept.items():
@@ -310,7 +326,9 @@ class NestWriter(KernelWriter):
             group = Axis(name, spread.groups)
             self.axis_names[group], self.axis_levels[group] = name, len(self.blocks) - 1
             number = Index.of(group) if spread.vector == 1 else Index.of(group) * spread.vector + Index.of(LANE)
-            self.set_places(dict(zip(spread.axes, unflatten_index(number, [a.extent for a in spread.axes]), strict=True)))
+            self.set_places(
+                dict(zip(spread.axes, unflatten_index(number, [a.extent for a in spread.axes]), strict=True))
+            )
             self._slot_text = self._slot(spread)
             yield number
         if step is not None:
@@ -391,7 +409,7 @@ class NestWriter(KernelWriter):
         return name, f"{helper_name(*helper)}({name}, {text.source})", "="
 
     @staticmethod
-    def _accumulated(reduce: Reduce) -> object:
+    def _accumulated(reduce: Reduce) -> DType:
         return reduce.value.dtype if reduce.op in ("max", "min", "argmax", "argmin") else reduce.dtype
 
     def _keep_best(self, name: str, best: str, reduce: Reduce, text: Text, number: Index) -> None:
@@ -449,8 +467,10 @@ class NestWriter(KernelWriter):
             self.line(f"{place} = uint32(part * {plan.teams} + {first})")
             other = self.loaded(f"{parts}[{place}]", dtype)
             if best:
-                self.line(f"if {helper_name(*helper)}({other}, {best}, {places}[{place}], {name}):\n"
-                          f"    {best} = {other}\n    {name} = {places}[{place}]")
+                self.line(
+                    f"if {helper_name(*helper)}({other}, {best}, {places}[{place}], {name}):\n"
+                    f"    {best} = {other}\n    {name} = {places}[{place}]"
+                )
             else:
                 self.line(f"{name} = {helper_name(*helper)}({name}, {other})")
 

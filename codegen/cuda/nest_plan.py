@@ -67,7 +67,9 @@ def plan_nest(loop: Loop, buffers: dict[str, Buffer]) -> NestPlan:
     """How `loop` runs. Raises UnsupportedError where a buffer or the space has 2**31 elements or more."""
     for name in (*loop.reads(), *loop.writes()):
         if buffers[name].size > LIMIT:
-            raise UnsupportedError(f"kernel {loop.name}: {name!r} has {buffers[name].size} elements; CUDA kernels index with 32 bits")
+            raise UnsupportedError(
+                f"kernel {loop.name}: {name!r} has {buffers[name].size} elements; CUDA kernels index with 32 bits"
+            )
     if (mapped := _as_map(loop, buffers)) is not None:
         points = mapped.points()
         return NestPlan(mapped, "map", points, vector=_map_vector(mapped, buffers, points))
@@ -148,7 +150,9 @@ QUAD, LANE = Axis("quad", LIMIT // 4), Axis("lane", VECTOR)
 def quad_places(axes: tuple[Axis, ...]) -> dict[Axis, Index]:
     """Axes as expressions over groups of four points and the place in a group."""
     quad = Axis(QUAD.name, max(extent(axes) // VECTOR, 1))
-    return dict(zip(axes, unflatten_index(Index.of(quad) * VECTOR + Index.of(LANE), [a.extent for a in axes]), strict=True))
+    return dict(
+        zip(axes, unflatten_index(Index.of(quad) * VECTOR + Index.of(LANE), [a.extent for a in axes]), strict=True)
+    )
 
 
 def is_quad(index: Index) -> bool:
@@ -190,7 +194,9 @@ def _renamed(stage: Stage, names: dict[Axis, Axis]) -> Stage:
         tuple(names[axis] for axis in stage.axes),
         tuple(names[axis] for axis in stage.reduce_axes),
         tuple(Reduce(r.name, r.op, moved(r.value), r.dtype) for r in stage.reduces),
-        tuple(Store(s.buffer, tuple(i.substitute(mapping) for i in s.index), moved(s.value), s.mode) for s in stage.stores),
+        tuple(
+            Store(s.buffer, tuple(i.substitute(mapping) for i in s.index), moved(s.value), s.mode) for s in stage.stores
+        ),
     )
 
 
@@ -207,9 +213,15 @@ def _directions(loop: Loop, buffers: dict[str, Buffer]) -> tuple[int, int]:
         inner = dict(zip(axes, unflatten_index(Index.of(member), [a.extent for a in axes]), strict=True))
         for buffer, index in _accesses(stage):
             place = flat(buffer, index, buffers).substitute({**space, **inner})
-            along = place.coefficient(member) == 1 or (axes[-1].extent >= 16 and flat(buffer, index, buffers).coefficient(axes[-1]) == 1)
+            along = place.coefficient(member) == 1 or (
+                axes[-1].extent >= 16 and flat(buffer, index, buffers).coefficient(axes[-1]) == 1
+            )
             rows += along
-            columns += not along and (place.coefficient(point) == 1 or bool(loop.space) and flat(buffer, index, buffers).coefficient(loop.space[-1]) == 1)
+            columns += not along and (
+                place.coefficient(point) == 1
+                or bool(loop.space)
+                and flat(buffer, index, buffers).coefficient(loop.space[-1]) == 1
+            )
     return rows, columns
 
 
@@ -232,5 +244,7 @@ def row_vector(loop: Loop, buffers: dict[str, Buffer], length: int) -> int:
         if not all(stores):
             return 1
         loads = [e for e in walk(stage.expressions()) if e.op == "load" and not e.attribute.mask]
-        quads += len(stores) + sum(is_quad(flat(e.attribute.buffer, e.attribute.index, buffers).substitute(places)) for e in loads)
+        quads += len(stores) + sum(
+            is_quad(flat(e.attribute.buffer, e.attribute.index, buffers).substitute(places)) for e in loads
+        )
     return VECTOR if quads else 1

@@ -44,7 +44,7 @@ def _with_point(loop: Loop, names: set[str]) -> Loop:
         reduces = tuple(replace(r, value=v) for r, v in zip(old.reduces, values, strict=False))
         stores = tuple(
             Store(s.buffer, point + s.index if s.buffer in names else s.index, v, s.mode)
-            for s, v in zip(old.stores, values[len(old.reduces):], strict=True)
+            for s, v in zip(old.stores, values[len(old.reduces) :], strict=True)
         )
         return replace(old, reduces=reduces, stores=stores)
 

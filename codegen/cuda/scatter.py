@@ -20,7 +20,9 @@ from fusegraph.ir.loops import Loop, Program, Stage
 def emit_scatter(loop: Loop, program: Program, names: ProgramNames, exact: bool = False) -> CudaKernel:
     """The kernel of a loop of schedule "scatter"."""
     stage = loop.stages[0]
-    exact = exact or any(program.buffers[store.buffer].dtype.itemsize < 4 for store in stage.stores)  # no atomics of bytes
+    exact = exact or any(
+        program.buffers[store.buffer].dtype.itemsize < 4 for store in stage.stores
+    )  # no atomics of bytes
     shared = independent_axes(stage, program) if exact else stage.axes
     plan = NestPlan(replace(loop, space=loop.space + shared), "thread", extent(loop.space + shared))
     writer = _ScatterWriter(plan, names, stage, tuple(axis for axis in stage.axes if axis not in shared), exact)
@@ -50,7 +52,9 @@ def _apart(index: Index, axis: Axis, others: list[Axis]) -> bool:
 
 
 class _ScatterWriter(NestWriter):
-    def __init__(self, plan: NestPlan, names: ProgramNames, stage: Stage, serial: tuple[Axis, ...], exact: bool) -> None:
+    def __init__(
+        self, plan: NestPlan, names: ProgramNames, stage: Stage, serial: tuple[Axis, ...], exact: bool
+    ) -> None:
         super().__init__(plan, names)
         self._stage, self._serial_axes, self._exact = stage, serial, exact
 
@@ -73,6 +77,9 @@ class _ScatterWriter(NestWriter):
                 if store.mode == "store":
                     self.assign(f"{buffer}[{at}]", value.source)
                 elif self._exact:
-                    self.assign(f"{buffer}[{at}]", f"{self.names.buffer(store.buffer).dtype.name}({buffer}[{at}] + {value.source})")
+                    self.assign(
+                        f"{buffer}[{at}]",
+                        f"{self.names.buffer(store.buffer).dtype.name}({buffer}[{at}] + {value.source})",
+                    )
                 else:
                     self.line(f"atomic_add({buffer}, {at}, {value.source})")

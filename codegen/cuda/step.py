@@ -63,11 +63,15 @@ def emit_step(program: Program, exact: bool = False, readable: bool = False) -> 
     names = cuda_names(program)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable) for loop in program.loops)
     memory = plan_memory(program)
-    launches = tuple(_launch(kernel, memory) for kernel, loop in zip(kernels, program.loops, strict=True) if loop.points())
+    launches = tuple(
+        _launch(kernel, memory) for kernel, loop in zip(kernels, program.loops, strict=True) if loop.points()
+    )
     return CudaStep(program, kernels, launches, memory, module_source(program, names, kernels))
 
 
-def emit_kernel(loop: Loop, program: Program, names: ProgramNames, exact: bool = False, readable: bool = False) -> CudaKernel:
+def emit_kernel(
+    loop: Loop, program: Program, names: ProgramNames, exact: bool = False, readable: bool = False
+) -> CudaKernel:
     """One loop, by the emitter of its schedule."""
     if loop.schedule == "scatter":
         return emit_scatter(loop, program, names, exact)

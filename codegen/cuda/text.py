@@ -29,7 +29,9 @@ class IndexPrinter:
 
     def bare(self, index: Index) -> Text:
         """The expression without a cast: any integer type."""
-        parts = [(c, self._scaled(atom, abs(c)), self._is_wide(atom, c)) for atom, c in index.terms if not _is_unit(atom)]
+        parts = [
+            (c, self._scaled(atom, abs(c)), self._is_wide(atom, c)) for atom, c in index.terms if not _is_unit(atom)
+        ]
         if index.constant or not parts:
             parts.append((index.constant, Text(str(abs(index.constant)), ATOM), True))
         parts = _ordered(parts)

@@ -150,7 +150,9 @@ class KernelWriter(CudaExpressionWriter):
             name = self.fresh(f"{self.names.buffers[buffer]}_4")
             level = self._lane_level - 1
             at = self.printer.narrow(first).source
-            self.blocks[level].items.append(assignment(name, f"load4({self.names.buffers[buffer]}, {at})", line_width(level)))
+            self.blocks[level].items.append(
+                assignment(name, f"load4({self.names.buffers[buffer]}, {at})", line_width(level))
+            )
             self._quads[buffer, first] = name
         return Text(self.loaded(f"{self._quads[buffer, first]}[lane]", node.dtype), ATOM)
 

@@ -57,7 +57,7 @@ class Load(NamedTuple):
     """An element of `buffer` (a name) at `index`; where a condition of `mask` fails nothing is read and the value is 0."""
 
     buffer: str
-    index: tuple[Index, ...]
+    index: tuple[Index, ...]  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     mask: Mask = ()
 
 
@@ -80,7 +80,7 @@ class Expr:
         indices = self.indices()
         inside = [value for index in indices for value in indirect_values(index)]
         self.below = (*args, *inside) if inside else args
-        self.axes = _union([part.axes for part in (*args, *indices)])
+        self.axes = _union([arg.axes for arg in args] + [index.axes for index in indices])
         self.depth = 1 + max([part.depth for part in self.below], default=0)
 
     def indices(self) -> list[Index]:

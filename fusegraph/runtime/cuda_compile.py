@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from fusegraph.codegen.cuda.step import CudaStep
 
 Capability = tuple[int, int]
-TARGETS: dict[str, Capability] = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0), "sm_120": (12, 0)}
+TARGETS: dict[str, Capability] = {
+    "sm_75": (7, 5),
+    "sm_80": (8, 0),
+    "sm_90": (9, 0),
+    "sm_100": (10, 0),
+    "sm_120": (12, 0),
+}
 DEFAULT_TARGET = "sm_90"
 INSTALL = "pip install 'fusegraph[cuda]'"
 _lock = threading.Lock()  # the patch below is global
@@ -159,7 +165,9 @@ def _resources(log: str) -> Resources:
         return sum(int(n) for n in re.findall(pattern, log))
 
     spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-    return Resources(number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"), number(r"(\d+) bytes stack frame"), spills)
+    return Resources(
+        number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"), number(r"(\d+) bytes stack frame"), spills
+    )
 
 
 def disassemble(cubin: bytes) -> str:
@@ -193,4 +201,14 @@ def loops(sass: str) -> list[list[str]]:
     return sorted(found_loops, key=len)
 
 
-__all__ = ["Callable", "CudaModule", "Resources", "assemble", "compiling_for", "disassemble", "entry_name", "loops", "missing"]
+__all__ = [
+    "Callable",
+    "CudaModule",
+    "Resources",
+    "assemble",
+    "compiling_for",
+    "disassemble",
+    "entry_name",
+    "loops",
+    "missing",
+]

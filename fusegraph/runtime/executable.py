@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -66,10 +66,19 @@ class StepLayout:
         """From JSON data. Raises KeyError or TypeError when it is not a layout."""
         slots = tuple(Slot(s["name"], s["role"], tuple(s["shape"]), s["dtype"]) for s in data["slots"])
         guards = tuple(Guard(**guard) for guard in data["guards"])
-        rest = {key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes", "data_field")}
+        rest = {
+            key: data[key] for key in ("arena_bytes", "workspace_bytes", "barriers", "unshared_bytes", "data_field")
+        }
         checks = tuple(Check(**{**check, "inputs": tuple(check["inputs"])}) for check in data["checks"])
-        return StepLayout(slots, tuple(data["inputs"]), tuple(data["outputs"]), guards, kernels=tuple(data["kernels"]),
-                          checks=checks, **rest)
+        return StepLayout(
+            slots,
+            tuple(data["inputs"]),
+            tuple(data["outputs"]),
+            guards,
+            kernels=tuple(data["kernels"]),
+            checks=checks,
+            **rest,
+        )
 
 
 TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3  # as in codegen.cpu.step
@@ -90,7 +99,9 @@ def data_field() -> int | None:
     probe = np.zeros(3, np.int64)
     if sys.implementation.name != "cpython":
         return None
-    known = all(ctypes.c_size_t.from_address(id(array) + field).value == address_of(array) for array in (probe, probe[1:]))
+    known = all(
+        ctypes.c_size_t.from_address(id(array) + field).value == address_of(array) for array in (probe, probe[1:])
+    )
     return field if known else None
 
 
@@ -115,7 +126,9 @@ class NativeStep:
         self.pointer = ctypes.addressof(words)
         self.table = memoryview(words).cast("B").cast("q")  # a store takes half of the time
         self.table[TABLE_ARENA] = self.arena.address
-        self.entry, self.address_of = ("address_of({})", address_of) if layout.data_field is None else ("id({})", id)
+        by_address = layout.data_field is None
+        self.entry = "address_of({})" if by_address else "id({})"
+        self.address_of: Callable[[Any], int] = address_of if by_address else id
         place = {slot.name: TABLE_FIRST + i for i, slot in enumerate(layout.slots)}
         self._slots = {slot.name: slot for slot in layout.slots}
         self.input_places = [place[name] for name in layout.inputs]
@@ -194,12 +207,16 @@ class NativeStep:
             self.lock.release()
 
 
-def _outputs_of(layout: StepLayout, shapes: Sequence[tuple[int, ...]],
-                place: dict[str, int]) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool, tuple[int, ...]]] | None]:
+def _outputs_of(
+    layout: StepLayout, shapes: Sequence[tuple[int, ...]], place: dict[str, int]
+) -> tuple[list[tuple[int, tuple[int, ...], np.dtype[Any]]], list[tuple[int, bool, tuple[int, ...]]] | None]:
     """(place, shape, dtype) of every output once; for each result (which of them, whether given out before, shape), if any was."""
     dtypes = {slot.name: np.dtype(slot.dtype) for slot in layout.slots}
     first: dict[str, int] = {}
-    results = [(first.setdefault(name, len(first)), name in layout.outputs[:i], tuple(shapes[i])) for i, name in enumerate(layout.outputs)]
+    results = [
+        (first.setdefault(name, len(first)), name in layout.outputs[:i], tuple(shapes[i]))
+        for i, name in enumerate(layout.outputs)
+    ]
     made = [(place[name], tuple(shapes[layout.outputs.index(name)]), dtypes[name]) for name in first]
     return made, results if len(made) < len(results) else None
 

@@ -33,7 +33,9 @@ class ThreadChoice:
     `prepare(count)` is called before a call may use up to so many threads, if that may be more or fewer than before.
     """
 
-    def __init__(self, step: BoundStep, max_threads: int | None = None, prepare: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, step: BoundStep, max_threads: int | None = None, prepare: Callable[[int], None] | None = None
+    ) -> None:
         self._step = step
         self._max_threads = max_threads
         self._prepare = prepare
