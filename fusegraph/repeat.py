@@ -38,7 +38,14 @@ _ARRAY = """    # {name}: {dtype}{shape}
         {array} = {name}._value{otherwise}
     if type({array}) is not ndarray or {array}.dtype is not {name}_dtype or {array}.shape != {shape}:
         return MISS
-    if not {array}.flags.c_contiguous{apart}:
+    if not {array}.flags.c_contiguous:
+        return MISS{apart}"""
+_APART = """
+    base = {array}.base
+    if base is None:
+        if id({array}) in this.overwritten:
+            return MISS
+    elif type(base) is not ndarray or base.base is not None or id(base) in this.overwritten:
         return MISS"""
 _SETTINGS = """    if settings.version != this.settings and not this.refresh(){unchanged}:
         return MISS"""
@@ -81,6 +88,12 @@ def _is_array(value: Any) -> bool:
     return type(value._value if type(value) is Tensor else value) is np.ndarray
 
 
+def _owner(array: Array) -> Array | None:
+    """The array that owns the memory of `array`; None if something else does."""
+    owner = array if array.base is None else array.base
+    return owner if type(owner) is np.ndarray and owner.base is None else None
+
+
 def _is_plain(value: Any) -> bool:
     """Whether an argument that is no array can be compared: by value, or as an object."""
     return not isinstance(value, (*_CONTAINERS, Tensor, np.ndarray, np.generic)) and not hasattr(value, "__dlpack__")
@@ -97,7 +110,7 @@ class Repeat:
         self.settings, self.held = -1, list[Array]()
         self._arrays = [position for position, value in enumerate(values) if _is_array(value)]
         self._written = [version.captured[position - len(self._arrays)] for position in version.written]
-        self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
+        self.overwritten: frozenset[int] = frozenset()  # the arrays that own the memory of what is overwritten
         self._names: dict[str, Any] = {
             "active": active,
             "recording": autograd._mode,
@@ -131,8 +144,11 @@ class Repeat:
             or not all(t._value.flags.writeable for t in self._written)
         ):
             return False
+        owners = [_owner(tensor._value) for tensor in self._written]
+        if self._arrays and any(owner is None for owner in owners):
+            return False  # foreign memory: only addresses tell whether an argument lies there too
         self.held, self.settings = [tensor._value for tensor in self.version.captured], settings
-        self.overwritten = frozenset(id(tensor._value) for tensor in self._written)
+        self.overwritten = frozenset(map(id, owners))
         return True
 
     def _checks(self, names: tuple[str, ...]) -> list[str]:
@@ -140,6 +156,9 @@ class Repeat:
         lines = [
             _HEAD.format(kwargs=wanted, count=len(self._values) - len(names), recording=autograd.is_grad_enabled())
         ]
+        watched = self.version.grads_seen or self.version.values_seen or self.version.learned
+        # before the arguments: those are compared with what a refresh reads
+        lines.append(_SETTINGS.format(unchanged=" or not version.unchanged()" if watched else ""))
         if self._values:
             values = ", ".join(f"a{position}" for position in range(len(self._values)))
             lines.append(f"    {values}, = {'(*args, *kwargs.values())' if names else 'args'}")
@@ -147,8 +166,7 @@ class Repeat:
             lines.append(
                 self._check_array(position, value) if position in self._arrays else self._check_plain(position, value)
             )
-        watched = self.version.grads_seen or self.version.values_seen or self.version.learned
-        return [*lines, _SETTINGS.format(unchanged=" or not version.unchanged()" if watched else "")]
+        return lines
 
     def _check_array(self, position: int, value: Any) -> str:
         gradient = type(value) is Tensor and value.requires_grad
@@ -161,7 +179,7 @@ class Repeat:
             shape=array.shape,
             gradient=gradient,
             otherwise="\n    else:\n        return MISS" if gradient else "",
-            apart=f" or id(x{position}) in this.overwritten" if self._written else "",
+            apart=_APART.format(array=f"x{position}") if self._written else "",
         )
 
     def _check_plain(self, position: int, value: Any) -> str:

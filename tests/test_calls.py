@@ -8,7 +8,7 @@ import pytest
 
 import fusegraph as fg
 from fusegraph import nn, optim
-from fusegraph.errors import IndexRangeError
+from fusegraph.errors import IndexRangeError, UnsupportedError
 from fusegraph.repeat import MISS
 
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
@@ -27,10 +27,14 @@ def test_a_repeated_call_goes_the_short_way():
     assert len(f.reasons) == 1
 
 
-@pytest.mark.parametrize("other", [
-    X[:2], X.astype(np.float64), X.astype(np.float16), X.astype(np.int64), X.T, X[::-1], np.asfortranarray(X), X.astype(">f4"), X[:0],
-    np.ascontiguousarray(X.T), X.reshape(3, 4, 1), fg.tensor(X), fg.tensor(X, requires_grad=True), nn.Parameter(X.copy()), np.array(3, np.float32),
-], ids=lambda value: f"{type(value).__name__} {value.dtype} {list(value.shape)}")  # fmt: skip
+OTHERS = [
+    X[:2], X[:0], X.T, X[::-1], np.asfortranarray(X), np.ascontiguousarray(X.T), X.reshape(3, 4, 1), np.array(3, np.float32),
+    X.astype(np.float64), X.astype(np.float16), X.astype(np.int64), X.astype(">f4"),
+    fg.tensor(X), fg.tensor(X, requires_grad=True), nn.Parameter(X.copy()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda value: f"{type(value).__name__} {value.dtype} {list(value.shape)}")
 def test_other_arguments_are_noticed(other):
     f = fg.compile(lambda x: x * 2 + 1)
     f(X), f(X)
@@ -174,6 +178,26 @@ def test_results_alias_nothing():
             and np.array_equal(arrays[3], X + 1)
             and np.array_equal(arrays[5].ravel(), X.ravel())
         )
+
+
+def test_an_argument_in_memory_that_is_overwritten_is_refused_at_every_call():
+    state = fg.tensor(np.ones(4, np.float32))
+
+    @fg.compile
+    def f(x):
+        state.add_(1.0)
+        return x + state
+
+    apart = np.ones(4, np.float32)
+    f(apart), f(apart)
+    memory = state.numpy()
+    foreign = np.frombuffer(memoryview(memory), np.float32)
+    for alias in (memory, memory[:], memory.reshape(2, 2).ravel(), foreign, state, state.detach()):
+        before = state.tolist()
+        with pytest.raises(UnsupportedError, match="shares memory"):
+            f(alias)
+        assert state.tolist() == before
+    assert took_the_short_way(f, apart) and took_the_short_way(f, np.ones(8, np.float32)[2:6])
 
 
 def test_the_versions_used_last_are_kept():

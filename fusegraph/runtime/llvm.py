@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -148,7 +149,23 @@ def _binding() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # inline assembly: the spin-wait hint
+    _never_fork_inside(llvm)
     return llvm
+
+
+def _never_fork_inside(llvm: Any) -> None:
+    """Fork only while no other thread is inside of LLVM: a child would wait for llvmlite's lock for ever.
+
+    The collector may free code, which takes that lock, in any thread at any time.
+    """
+    lock = getattr(getattr(llvm.ffi, "lib", None), "_lock", None)
+    if lock is None or not hasattr(os, "register_at_fork"):
+        return
+    os.register_at_fork(
+        before=lock.__enter__,
+        after_in_parent=lambda: lock.__exit__(None, None, None),
+        after_in_child=lambda: lock.__exit__(None, None, None),
+    )
 
 
 @lru_cache(maxsize=1)
