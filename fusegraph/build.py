@@ -153,9 +153,12 @@ def build(graph: Graph, options: Options) -> Artifact:
     if options.backend == "cpu":
         return _build_native(graph, options)
     if options.backend == "cuda":
-        from fusegraph.errors import UnsupportedError
+        from fusegraph.codegen.cuda.step import emit_step
+        from fusegraph.runtime.cuda import CudaExecutable
 
-        raise UnsupportedError("backend='cuda' is not built yet; use backend='cpu'")
+        artifact = Artifact(graph, options, ReferenceExecutable(graph))
+        artifact.executable = CudaExecutable(emit_step(artifact.fused[0], options.exact))
+        return artifact
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     program, _ = artifact.fused
     from fusegraph.runtime import numba_backend

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fusegraph.codegen.cuda.contract_plan import ContractPlan, Factor, plan_contract
+from fusegraph.codegen.cuda.helpers import helper_name
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.nest import NestWriter
 from fusegraph.codegen.cuda.nest_plan import LANE, VECTOR, NestPlan
 from fusegraph.codegen.cuda.ops import cast_text
 from fusegraph.codegen.python_names import ProgramNames
-from fusegraph.codegen.python_text import Text
 from fusegraph.ir.index import Axis, Index, unflatten_index
 from fusegraph.ir.loops import Loop, Program
 
@@ -45,12 +45,13 @@ class ContractWriter(NestWriter):
     def __init__(self, plan: ContractPlan, names: ProgramNames) -> None:
         super().__init__(NestPlan(plan.loop, "thread", plan.loop.points()), names)
         self.contract, self.tile = plan, plan.tile
-        self.element_type = plan.loop.stages[0].reduces[0].dtype.name
+        self.sum_type = plan.loop.stages[0].reduces[0].dtype
+        self.element_type = self.sum_type.name
         self.zero = f"{self.element_type}(0.0)"
 
     def place(self, axes: tuple[Axis, ...], number: Index) -> None:
         """These axes, flattened, are `number`."""
-        self.set_places(dict(zip(axes, unflatten_index(number, [a.extent for a in axes]), strict=True)))
+        self.set_places(dict(zip(axes, unflatten_index(number, [a.extent for a in axes]), strict=True)), anew=True)
 
     def variable(self, name: str, value: str, extent: int) -> Axis:
         """`name = value`: a variable of the thread in the innermost open block, as an axis."""
@@ -77,8 +78,10 @@ class ContractWriter(NestWriter):
         before = {axis: self.axis_levels[axis] for axis in axes}
         with self.guard(condition, not condition):
             self.axis_levels.update(dict.fromkeys(axes, len(self.blocks) - 1))
+            self._views.clear()
             yield
         self.axis_levels.update(before)
+        self._views.clear()
 
     def value_text(self, factor: Factor) -> str:
         """The text of a factor at the present point, as an element of the sum's type."""
@@ -148,7 +151,10 @@ class RegisterWriter(ContractWriter):
         across = tile.columns // tile.wide
         self.total = self.fresh("total")
         self.declare(f"{self.total} = cuda.local.array({tile.tall * tile.wide}, {self.element_type})")
-        self.x, self.y, now, start = (self.fresh(name) for name in ("x", "y", "now", "start"))
+        self.x, self.y, start = (self.fresh(name) for name in ("x", "y", "start"))
+        kind = f"outer_product_{tile.tall}x{tile.wide}_{tile.rows}x{tile.columns}"
+        self.helper = helper_name(kind, self.sum_type)
+        self.helpers.add((kind, self.sum_type))
         self.line(f"{self.x} = uint32({self.thread} % {across})\n{self.y} = uint32({self.thread} // {across})")
         self.row_start = self.variable(self.fresh("first_row"), f"uint32(cuda.blockIdx.y * {tile.rows})", 1)
         self.column_start = self.variable(self.fresh("first_column"), f"uint32(cuda.blockIdx.x * {tile.columns})", 1)
@@ -158,53 +164,38 @@ class RegisterWriter(ContractWriter):
         ]
         with self.block(f"for i in range({tile.tall * tile.wide}):"):
             self.line(f"{self.total}[i] = {self.zero}")
-        for copy in copies:
+        for copy, thread, count in zip(copies, (self.y, self.x), (tile.tall, tile.wide), strict=True):
             copy.begin()
+            copy.read_from(thread, min(count, VECTOR))
             copy.load(None)
-            copy.store(None)
+            copy.store(0)
         self.line("cuda.syncthreads()")
-        self.line(f"{now} = uint32(0)\n{start} = uint32(0)")
-        with self.block(f"while {start} < {sums}:"):
-            self.line(f"{start} = uint32({start} + {tile.depth})")
-            with self.guard(f"{start} < {sums}"):
-                for copy in copies:
-                    copy.load(start)
-            self._multiply(copies, now)
-            self.line(f"{now} = uint32(1 - {now})")
-            for copy in copies:
-                copy.store(now)
-            self.line("cuda.syncthreads()")
+        self.line(f"{start} = uint32(0)")
+        with self.block(f"while {start} < uint32({sums}):"):
+            self._tile_step(copies, start, sums, 0)
+            odd = -(-sums // tile.depth) % 2 == 1
+            with self.guard(f"{start} < uint32({sums})", not odd):
+                self._tile_step(copies, start, sums, 1)
         self._epilogue()
 
-    def _multiply(self, copies: list[Copy], now: str) -> None:
+    def _tile_step(self, copies: list[Copy], start: str, sums: int, half: int) -> None:
+        """Fetch the next parts, multiply those in buffer `half`, put the next ones into the other buffer."""
+        self.line(f"{start} = uint32({start} + {self.tile.depth})")
+        with self.guard(f"{start} < uint32({sums})"):
+            for copy in copies:
+                copy.load(start)
+        self._multiply(copies, half)
+        for copy in copies:
+            copy.store(1 - half)
+        self.line("cuda.syncthreads()")
+
+    def _multiply(self, copies: list[Copy], half: int) -> None:
         """depth times: read a column of the left part and a row of the right one, add their outer product."""
-        tile = self.tile
-        left, right = copies
-        parts = [self.fresh(name) for name in ("a", "b")]
-        counts = (tile.tall, tile.wide)
-        for part, count in zip(parts, counts, strict=True):
-            self.declare(f"{part} = cuda.local.array({count}, {self.element_type})")
-        at = [self.fresh(name) for name in ("at_left", "at_right")]
-        for name, copy in zip(at, copies, strict=True):
-            thread = self.y if copy is left else self.x
-            width = min(tile.tall if copy is left else tile.wide, VECTOR)
-            self.line(
-                f"{name} = uint32({now} * {copy.size} + {thread} * {width})"
-                if width > 1
-                else f"{name} = uint32({now} * {copy.size} + {thread})"
-            )
-        for step in range(tile.depth):
-            for name, copy, part, count in zip(at, copies, parts, counts, strict=True):
-                for piece in pieces(count):
-                    offset = step * copy.stride + piece * copy.outer // len(pieces(count))
-                    place = f"{name} + {offset}" if offset else name  # a fixed distance: part of the address
-                    if count % VECTOR == 0:
-                        targets = ", ".join(f"{part}[{piece * VECTOR + lane}]" for lane in range(VECTOR))
-                        self.line(f"{targets} = load4({copy.shared}, {place})")
-                    else:
-                        self.line(f"{part}[{piece}] = {copy.shared}[{place}]")
-            with self.block(f"for i in range({tile.tall}):"), self.block(f"for j in range({tile.wide}):"):
-                self.line(f"{self.total}[i * {tile.wide} + j] += {parts[0]}[i] * {parts[1]}[j]")
+        name, left, right = self.helper, *copies
+        for step in range(self.tile.depth):
+            places = [f"{copy.read} + {half * copy.size + step * copy.stride}" for copy in copies]
+            places = [place.removesuffix(" + 0") for place in places]
+            self.line(f"{name}({self.total}, {left.shared}, {places[0]}, {right.shared}, {places[1]})")
 
     def _epilogue(self) -> None:
         """Four outputs (or one) at a time; the rest move up, so that registers are never indexed by a variable."""
@@ -449,15 +440,16 @@ class Copy:
 
     # -- from registers to shared memory ----------------------------------------------------------------------------------
 
-    def store(self, buffer: str | None) -> None:
-        """The registers into the buffer `buffer` (a variable, 0 or 1; None: the first)."""
+    def read_from(self, thread: str, width: int) -> None:
+        """Where a thread's elements of a column (row) of the first buffer are."""
+        self.read = self.writer.fresh(f"{self.name}_read")
+        self.writer.line(f"{self.read} = uint32({thread} * {width})" if width > 1 else f"{self.read} = {thread}")
+
+    def store(self, buffer: int) -> None:
+        """The registers into buffer 0 or 1."""
         writer = self.writer
         outer_step, inner_step = self.steps
-        base = self.to
-        if buffer is not None:
-            base = writer.fresh(f"{self.name}_at")
-            writer.line(f"{base} = uint32({buffer} * {self.size} + {self.to})")
-            writer.taken.discard(base)
+        base = self.to if buffer == 0 else f"{self.to} + {self.size}"
         with self._rounds() as part:
             place = base
             if part != "0" and self.regular:
@@ -467,7 +459,7 @@ class Copy:
                 chunk = f"(part * {writer.tile.threads} + {writer.thread})"
                 quick, slow = f"{chunk} % {self.fast}", f"{chunk} // {self.fast}"
                 inner, outer = (quick, slow) if self.factor.along == "sums" else (slow, quick)
-                shift = f"{buffer} * {self.size} + " if buffer is not None else ""
+                shift = f"{self.size} + " if buffer else ""
                 place = f"uint32({shift}{self._shared_place(inner, outer)})"
             self._store_chunk(place, part)
 
@@ -499,6 +491,3 @@ class Copy:
             writer.open(f"if {chunk} < {self.chunks}:")
         yield part
         writer.close(level)
-
-
-__all__ = ["ContractWriter", "Text", "emit_contract"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fusegraph.codegen.cuda.nest_plan import LANE, LIMIT, VECTOR, extent, flat, is_quad
 from fusegraph.errors import UnsupportedError
 from fusegraph.ir.index import Axis, Index, unflatten_index
-from fusegraph.ir.loops import Buffer, Loop, Stage
+from fusegraph.ir.loops import Buffer, Loop
 from fusegraph.ir.scalar import Expr, walk
 
 SMS = 132  # of an H100; only the balance between large tiles and many blocks depends on it
@@ -190,6 +190,3 @@ def _output_vector(loop: Loop, columns: tuple[Axis, ...], buffers: dict[str, Buf
     places = dict(zip(columns, unflatten_index(number, [a.extent for a in columns]), strict=True))
     stores = [store for stage in loop.stages for store in stage.stores]
     return VECTOR if all(is_quad(flat(s.buffer, s.index, buffers).substitute(places)) for s in stores) else 1
-
-
-__all__ = ["ContractPlan", "Factor", "READABLE", "Stage", "TILES", "Tile", "choose_tile", "plan_contract"]

@@ -33,6 +33,7 @@ class CudaExpressionWriter(ExpressionWriter):
     def __init__(self, loop: Loop, names: ProgramNames) -> None:
         super().__init__(loop, names)
         self.places: dict[Axis, Index] = {}
+        self._placed: dict[Axis, Index] = {}  # also axes that are out of scope now
         self.registers: dict[Expr, Callable[[], Text]] = {}
         self._wide_axes: set[Axis] = set()
         self._views: dict[Index, Index] = {}
@@ -46,10 +47,27 @@ class CudaExpressionWriter(ExpressionWriter):
 
     # -- coordinates ----------------------------------------------------------------------------------------------------
 
-    def set_places(self, places: dict[Axis, Index]) -> None:
-        """From here on axes are these expressions."""
+    def set_places(self, places: dict[Axis, Index], anew: bool = False) -> None:
+        """From here on axes are these expressions. What was computed for other ones is not used again.
+
+        anew: the variables in them have got new values.
+        """
+        changed = {axis for axis, place in places.items() if anew or self._placed.get(axis, place) != place}
+        for block in self.blocks if changed else ():
+            for key in [key for key in block.names if self._depends(key) & changed]:
+                del block.names[key]
+        self._placed.update(places)
         self.places.update(places)
         self._views.clear()
+
+    def _depends(self, key: Expr | Index) -> frozenset[Axis]:
+        """The axes of a value, also through run-time indices and masks."""
+        if isinstance(key, Index):
+            return key.axes
+        found: frozenset[Axis] = (
+            frozenset().union(*(index.axes for index in key.indices())) if key.op != "clamp" else frozenset()
+        )
+        return found.union(*(self._depends(operand) for operand in self.operands(key)))
 
     def forget_axes(self, axes: tuple[Axis, ...]) -> None:
         """These axes are out of scope."""
@@ -67,30 +85,31 @@ class CudaExpressionWriter(ExpressionWriter):
         return plain.substitute(self.places) + Index.from_terms(0, fixed)
 
     def view(self, index: Index) -> Index:
-        """The form of `index` that is printed: without new divisions if possible."""
+        """The form of `index` that is printed: without new divisions, unless they let it be computed further out."""
         if index not in self._views:
             moved = self.moved(index)
-            self._views[index] = moved if _divisions(moved) <= _divisions(index) else index
+            plain = _divisions(moved) <= _divisions(index) or self._level_of(moved) < self._level_of(index)
+            self._views[index] = moved if plain else index
         return self._views[index]
 
     def index_level(self, index: Index) -> int:
         """The innermost open block that one of its variables belongs to."""
-        axes = [axis for axis in self._own_axes(index) if axis.extent != 1]
-        if unknown := [axis for axis in axes if axis not in self.axis_levels]:
-            raise CompilerError(f"kernel {self.loop.name}: index {index} uses axis {unknown[0]} outside of its loop")
-        return max((self.axis_levels[axis] for axis in axes), default=0)
+        return self._level_of(self.view(index))
 
-    def _own_axes(self, index: Index) -> set[Axis]:
-        """The thread's variables that an index depends on."""
-        found: set[Axis] = set()
-        for axis in self.moved(index).axes:
-            found |= self.places[axis].axes if axis in self.places else {axis}
-        return found
+    def _level_of(self, index: Index) -> int:
+        axes: set[Axis] = set()
+        for axis in index.axes:
+            axes |= self.places[axis].axes if axis in self.places else {axis}
+        long = [axis for axis in axes if axis.extent != 1]
+        if unknown := [axis for axis in long if axis not in self.axis_levels]:
+            raise CompilerError(f"kernel {self.loop.name}: index {index} uses axis {unknown[0]} outside of its loop")
+        return max((self.axis_levels[axis] for axis in long), default=0)
 
     def own_axis(self, axis: Axis, name: str, wide: bool = False) -> str:
         """Make `axis` a variable of the thread that belongs to the innermost open block; gives its name."""
         self.axis_names[axis] = self.fresh(name)
         self.axis_levels[axis] = len(self.blocks) - 1
+        self._views.clear()
         if wide:
             self._wide_axes.add(axis)
         return self.axis_names[axis]
@@ -111,7 +130,7 @@ class CudaExpressionWriter(ExpressionWriter):
         if axis not in self.axis_names:
             self.axis_names[axis] = self.fresh(axis_name(axis.name, self.taken))
         name = self.axis_names[axis]
-        level = self.index_level(place)
+        level = self._level_of(place)
         text = self.printer.narrow(place).source
         self.blocks[level].items.append(assignment(name, text, line_width(level)))
         self.blocks[level].names[index] = name

@@ -322,7 +322,8 @@ class NestWriter(KernelWriter):
             self.line(f"{name} = {self._member}")
             self.open(f"while {name} < {spread.groups}:")
             step = f"{name} = uint32({name} + {team})"
-        with self.guard(f"{name} < {spread.groups}", spread.groups % team == 0 or step is not None):
+        conditions = [] if spread.groups % team == 0 or step is not None else [f"{name} < {spread.groups}"]
+        with self._only([*conditions, *([self._valid] if self._valid else [])]):
             group = Axis(name, spread.groups)
             self.axis_names[group], self.axis_levels[group] = name, len(self.blocks) - 1
             number = Index.of(group) if spread.vector == 1 else Index.of(group) * spread.vector + Index.of(LANE)
@@ -335,6 +336,15 @@ class NestWriter(KernelWriter):
             self.line(step)
         self.close(level)
         self.taken.discard(name)
+
+    @contextmanager
+    def _only(self, conditions: list[str]) -> Iterator[None]:
+        """`if conditions:`; elements that this loop also writes are read inside of it, by the threads that may write them."""
+        before = self.space_level
+        with self.guard(" and ".join(conditions), not conditions):
+            self.space_level = len(self.blocks) - 1
+            yield
+        self.space_level = before
 
     def _group_name(self, spread: Spread) -> str:
         if spread.vector > 1:
@@ -367,7 +377,7 @@ class NestWriter(KernelWriter):
     def _store_together(self, stage: Stage, spread: Spread) -> None:
         if spread.count == 1:
             self.set_places({axis: Index() for axis in spread.axes})
-            with self.guard(f"{self._member} == 0"):
+            with self._only([f"{self._member} == 0", *([self._valid] if self._valid else [])]):
                 self._write_stores(stage, 1)
         elif spread.count:
             with self._spread_loop(spread):
@@ -499,13 +509,11 @@ class NestWriter(KernelWriter):
             values = self.evaluate([store.value for store in stage.stores], indices)
             uses = Counter(indices)
             values = [self._kept_value(*each) for each in zip(stage.stores, indices, values, strict=True)]
-            with self.guard(str(self._valid), self._valid is None or all(quads)):
-                for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
-                    self._write_store(store, index, value, quad, uses)
-        with self.guard(str(self._valid), self._valid is None or not any(quads)):
-            for store, index, quad in zip(stage.stores, indices, quads, strict=True):
-                if quad:
-                    self._store_quad(store.buffer, index)
+            for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
+                self._write_store(store, index, value, quad, uses)
+        for store, index, quad in zip(stage.stores, indices, quads, strict=True):
+            if quad:
+                self._store_quad(store.buffer, index)
         self.forget_unstable()
 
     def _kept_value(self, store: Store, index: Index, value: Text) -> Text:

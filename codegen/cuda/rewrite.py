@@ -5,11 +5,10 @@ A buffer of role "local" (one copy for each point of the space) becomes a temp w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fusegraph.ir.index import Index
-from fusegraph.ir.loops import Buffer, Loop, Program, Reduce, Stage, Store
+from fusegraph.ir.loops import Loop, Program, Stage, Store
 from fusegraph.ir.scalar import Expr, Load, make, replace_loads
 
 
@@ -49,6 +48,3 @@ def _with_point(loop: Loop, names: set[str]) -> Loop:
         return replace(old, reduces=reduces, stores=stores)
 
     return replace(loop, stages=tuple(map(stage, loop.stages)))
-
-
-__all__ = ["Buffer", "Mapping", "Reduce", "prepare"]

@@ -7,7 +7,7 @@ kernel sees all that those before it wrote.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fusegraph.codegen.cuda.contract import emit_contract
 from fusegraph.codegen.cuda.helpers import helpers_source
@@ -98,6 +98,3 @@ def module_source(program: Program, names: ProgramNames, kernels: tuple[CudaKern
     helpers = helpers_source(helper for kernel in kernels for helper in kernel.helpers)
     parts = [f"{program_header(program, names)}\n\n{_IMPORTS}", *helpers, *(kernel.source for kernel in kernels)]
     return "\n\n\n".join(parts) + "\n"
-
-
-__all__ = ["ARENA", "CudaStep", "Launch", "emit_kernel", "emit_step", "module_source", "replace"]

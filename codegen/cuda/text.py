@@ -83,7 +83,7 @@ class IndexPrinter:
         return Text(f"{inner.at_least(PRODUCT)} {operator} {atom.divisor}", PRODUCT)
 
     def _divided(self, index: Index) -> Text:
-        """An operand of // and %: unsigned where it can be, which divides faster; a negative one is rounded down as Python does."""
+        """An operand of // and %: unsigned where it can be, which divides faster."""
         return Text(f"{'uint32' if index.bounds[0] >= 0 else 'int32'}({self.bare(index).source})", ATOM)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from fusegraph.codegen.cuda.expressions import CudaExpressionWriter
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.nest_plan import LANE, VECTOR, is_quad
-from fusegraph.codegen.cuda.text import constant_text
 from fusegraph.codegen.python_expressions import Block
 from fusegraph.codegen.python_kernel import docstring, signature
 from fusegraph.codegen.python_layout import assignment, line_width
@@ -117,6 +116,7 @@ class KernelWriter(CudaExpressionWriter):
         with self.block("for lane in range(4):"):
             self.axis_names[LANE], self.axis_levels[LANE] = "lane", self._lane_level
             self._wide_axes.add(LANE)
+            self._views.clear()
             yield
         self._lane_level = 0
         self.axis_levels.pop(LANE)
@@ -178,6 +178,3 @@ def _times(dims: Dims) -> str:
 def memory_type(dtype: DType) -> str:
     """The type of an element in memory: bools are bytes."""
     return "uint8" if dtype.kind == "b" else dtype.name
-
-
-__all__ = ["KernelWriter", "constant_text", "memory_type"]

@@ -45,4 +45,12 @@ def _stages(artifact: Artifact) -> list[tuple[str, str]]:
 
         text = step_code(artifact).text
         files += [("step.ll", text), ("step.s", llvm.assembly(text))]
+    if artifact.options.backend == "cuda":
+        from fusegraph.runtime.cuda_compile import CudaModule, missing
+
+        step = artifact.executable.step  # type: ignore[attr-defined]
+        files.append(("cuda.py", step.source))
+        if not missing():
+            module = CudaModule(step)
+            files += [(f"{kernel.name}.ptx", module.ptx(kernel.name)) for kernel in step.kernels]
     return [(f"{number:02}-{name}", text) for number, (name, text) in enumerate(files)]

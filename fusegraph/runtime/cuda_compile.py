@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,16 +199,3 @@ def loops(sass: str) -> list[list[str]]:
         if target and places.get(target.group(1), end) < end - 1:
             found_loops.append([name for name, _ in opcodes[places[target.group(1)] : end + 1]])
     return sorted(found_loops, key=len)
-
-
-__all__ = [
-    "Callable",
-    "CudaModule",
-    "Resources",
-    "assemble",
-    "compiling_for",
-    "disassemble",
-    "entry_name",
-    "loops",
-    "missing",
-]
