@@ -51,7 +51,7 @@ def compile(
     is written in place by the native code. Under `.backward()` a compiled model runs a fused forward and a fused backward.
 
     backend   "cpu" (LLVM), "numba" (the readable Python source, compiled by numba), "python" (the same source, interpreted),
-              "reference" (the graph, by numpy)
+              "reference" (the graph, by numpy), "cuda" (numba-cuda kernels; not run on a GPU yet)
     fuse      False: every materialised value gets a kernel of its own
     exact     library functions and strict floating point instead of polynomials and reassociated sums
     verify    run the numpy reference beside every call and raise CompilerError at the first operation that differs

@@ -143,9 +143,10 @@ def _store_values(store: Store) -> list[Expr]:
 
 @dataclass(frozen=True)
 class Program:
-    """All kernels of a step in order, and their memory. `updates`: (state buffer, buffer with its new value) copied at the end.
+    """All kernels of a step in order, and their memory.
 
-    `aliases` says which output is which state buffer's memory (an update written in place needs no copy and stands in no list).
+    `inputs` and `outputs` name buffers in the order of arguments and results. A state that the step updates has one buffer:
+    kernels read the old value from it and write the new one into it.
     """
 
     name: str
