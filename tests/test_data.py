@@ -465,7 +465,9 @@ def test_no_vectors_offline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"junk", gzip.compress(b"2 2\nthe 1 2\n. 3\n"), gzip.compress(b"2 2\nthe 1 2")[:9]]
+    "body",
+    [b"", b"junk", gzip.compress(b"2 2\nthe 1 2\n. 3\n"), gzip.compress(b"2 2\nthe 1 2")[:9]],
+    ids=["empty", "not gzip", "short line", "cut"],  # gzip writes the time of day: no name for a test
 )
 def test_damaged_word2vec_text(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "vectors.gz"
