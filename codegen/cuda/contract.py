@@ -27,7 +27,14 @@ from fusegraph.ir.index import Axis, Index, unflatten_index
 from fusegraph.ir.loops import Loop, Program
 
 
-def emit_contract(loop: Loop, program: Program, names: ProgramNames, readable: bool = False) -> CudaKernel | None:
+def emit_contract(
+    loop: Loop,
+    program: Program,
+    names: ProgramNames,
+    readable: bool = False,
+    capability: tuple[int, int] = (9, 0),
+    precision: str = "float32",
+) -> CudaKernel | None:
     """The kernel of a loop of schedule "contract"; None where it has to run as a plain nest."""
     plan = plan_contract(loop, program.buffers, readable)
     if plan is None:

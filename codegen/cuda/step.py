@@ -54,14 +54,22 @@ class CudaStep:
         return tuple("uint8" if dtype.kind == "b" else dtype.name for dtype in dtypes)
 
 
-def emit_step(program: Program, exact: bool = False, readable: bool = False) -> CudaStep:
+def emit_step(
+    program: Program,
+    exact: bool = False,
+    readable: bool = False,
+    *,
+    capability: tuple[int, int] = (9, 0),
+    precision: str = "float32",
+) -> CudaStep:
     """All kernels of `program`. readable: products by the plain shared-memory tile, one output a thread.
 
+    capability: what the kernels may use; precision: how products are computed (contract.py).
     Raises UnsupportedError where a buffer has 2**31 elements or more.
     """
     program = prepare(program, exact)
     names = cuda_names(program)
-    kernels = tuple(emit_kernel(loop, program, names, exact, readable) for loop in program.loops)
+    kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
     memory = plan_memory(program)
     launches = tuple(
         _launch(kernel, memory) for kernel, loop in zip(kernels, program.loops, strict=True) if loop.points()
@@ -70,13 +78,21 @@ def emit_step(program: Program, exact: bool = False, readable: bool = False) -> 
 
 
 def emit_kernel(
-    loop: Loop, program: Program, names: ProgramNames, exact: bool = False, readable: bool = False
+    loop: Loop,
+    program: Program,
+    names: ProgramNames,
+    exact: bool = False,
+    readable: bool = False,
+    capability: tuple[int, int] = (9, 0),
+    precision: str = "float32",
 ) -> CudaKernel:
     """One loop, by the emitter of its schedule."""
     if loop.schedule == "scatter":
         return emit_scatter(loop, program, names, exact)
-    if loop.schedule == "contract" and (made := emit_contract(loop, program, names, readable)) is not None:
-        return made
+    if loop.schedule == "contract":
+        made = emit_contract(loop, program, names, readable, capability, precision)
+        if made is not None:
+            return made
     return emit_nest(loop, program, names)
 
 
