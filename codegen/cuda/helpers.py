@@ -29,6 +29,11 @@ def {name}(x):
     small = math.exp(-abs(x))
     return ({dtype}(1) if x >= {zero} else small) / ({dtype}(1) + small)
 ''',
+    "round": '''
+def {name}(x):
+    """The nearest whole number; of two, the even one."""
+    return libdevice.{rint}(x)
+''',
     "sign": '''
 def {name}(x):
     """-1, 0 or 1; a NaN stays."""
@@ -192,6 +197,7 @@ def _fields(dtype: DType) -> dict[str, str]:
     return {
         "dtype": name,
         "zero": zero,
+        "rint": "rint" if name == "float64" else "rintf",
         "one": f"{name}(1)",
         "minus_one": f"{name}(-1)",
         "a_wins_max": f"a >= b{nan_wins}",
