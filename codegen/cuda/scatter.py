@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from fusegraph.codegen.cuda.kernel import CudaKernel
-from fusegraph.codegen.cuda.nest import NestWriter
+from fusegraph.codegen.cuda.nest_writer import NestWriter
 from fusegraph.codegen.cuda.nest_plan import BLOCK, NestPlan, extent, flat
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.index import Axis, Index
