@@ -26,6 +26,7 @@ from fusegraph.ir.text import print_graph
 
 if TYPE_CHECKING:
     from fusegraph.ir.loops import Program
+    from fusegraph.passes import PipelineLog
     from fusegraph.passes.fuse import FusionReport
     from fusegraph.runtime.executable import StepLayout
 
@@ -94,13 +95,19 @@ class ProgramExecutable:
 
 @dataclass
 class Artifact:
-    """A compiled graph. `seconds`: time of each stage of the compilation; `from_cache`: whether code came from the disk."""
+    """A compiled graph. `seconds`: time of each stage of the compilation; `from_cache`: whether code came from the disk.
+
+    stored_report  the report that lay beside the code (see fusegraph.inspect.report)
+    shared         for each kernel, whether threads share it; None: found out when asked for
+    """
 
     source: Graph
     options: Options
     executable: Executable
     seconds: dict[str, float] = field(default_factory=dict)
     from_cache: bool = False
+    stored_report: bytes | None = None
+    shared: tuple[bool, ...] | None = None
 
     @cached_property
     def stages(self) -> list[tuple[str, Graph]]:
@@ -112,9 +119,22 @@ class Artifact:
         return record
 
     @cached_property
+    def _optimised(self) -> tuple[Graph, PipelineLog]:
+        from fusegraph.passes import PipelineLog, run_pipeline
+
+        log = PipelineLog()
+        options = self.options
+        return run_pipeline(self.source, disable=_pass_names(options), exact=options.exact, log=log), log
+
+    @property
     def graph(self) -> Graph:
         """The optimised op graph."""
-        return optimised(self.source, self.options)
+        return self._optimised[0]
+
+    @property
+    def log(self) -> PipelineLog:
+        """What the passes did."""
+        return self._optimised[1]
 
     @cached_property
     def fused(self) -> tuple[Program, FusionReport]:
@@ -122,6 +142,24 @@ class Artifact:
         from fusegraph.passes.fuse import fuse
 
         return fuse(self.graph, merge=self.options.fuse)
+
+    @cached_property
+    def threads(self) -> list[int | str]:
+        """For each kernel how many threads may run it: "all", or 1."""
+        if self.options.backend == "cpu" and self.shared is None:
+            self.shared = tuple(kernel.parallel for kernel in step_code(self).kernels)
+        shared = self.shared or (self.options.backend == "cuda",) * len(self.fused[0].loops)
+        return ["all" if parallel else 1 for parallel in shared]
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The report of this program as plain data: from beside the code in the disk cache, if it names this program's lines."""
+        from fusegraph.inspect.report import decode, program_report
+
+        found = decode(self.stored_report, self.source) if self.stored_report is not None else None
+        if found is None:
+            return program_report(self)
+        return found | {"from_cache": True, "seconds": found["seconds"] | self.seconds}
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run on arrays in the order of the graph's inputs. Outputs have the shapes of the graph's outputs."""
@@ -211,19 +249,29 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
             events.event(
                 "cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms"
             )
-            return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True)
+            report = entry.blobs.get("report.json")
+            return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True, report)
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     code, layout = _generate(artifact)
-    cache.put(key, {"object": code, "layout.json": json.dumps(layout.to_json()).encode()})
     started = time.perf_counter()
     artifact.executable = NativeStep(code, layout, shapes)
     artifact.seconds["load"] = time.perf_counter() - started
+    cache.put(
+        key, {"object": code, "layout.json": json.dumps(layout.to_json()).encode(), "report.json": _report(artifact)}
+    )
     events.event(
         "kernels",
         f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
         f"compiled in {time.perf_counter() - start:.3f} s",
     )
     return artifact
+
+
+def _report(artifact: Artifact) -> bytes:
+    """What lies beside the code in the disk cache, for `explain` in processes that do not compile."""
+    from fusegraph.inspect.report import encode, program_report
+
+    return encode(program_report(artifact), artifact.source)
 
 
 def step_code(artifact: Artifact) -> Any:
@@ -247,6 +295,7 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     program, _ = artifact.fused
     seconds["fusion"], clock = time.perf_counter() - clock, time.perf_counter()
     step = step_code(artifact)
+    artifact.shared = tuple(kernel.parallel for kernel in step.kernels)
     seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
     code = llvm.compile_ir(step.text)
     seconds["llvm"] = time.perf_counter() - clock

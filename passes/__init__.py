@@ -7,6 +7,7 @@ makes room for another.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 
 from fusegraph.errors import OptionError
@@ -16,6 +17,7 @@ from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite, s
 from fusegraph.passes.cse import CSE
 from fusegraph.passes.dce import DCE
 from fusegraph.passes.gradients import GRADIENTS, SOFTMAX_PASS
+from fusegraph.passes.pipeline_log import PassRun, PipelineLog
 from fusegraph.passes.products import PRODUCTS_PASS
 from fusegraph.passes.reductions import REDUCTIONS_PASS
 from fusegraph.passes.scalars import SCALARS_PASS
@@ -23,7 +25,7 @@ from fusegraph.passes.simplify import SIMPLIFY
 from fusegraph.passes.sparse import SPARSE_PASS
 from fusegraph.passes.split_reduce import SPLIT_REDUCE
 
-__all__ = ["PIPELINE", "Pass", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
+__all__ = ["PIPELINE", "Pass", "PassRun", "PipelineLog", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
 
 PIPELINE: tuple[Pass, ...] = (
     SIMPLIFY,
@@ -49,23 +51,29 @@ def run_pipeline(
     *,
     exact: bool = False,
     verify: bool | None = None,
+    log: PipelineLog | None = None,
 ) -> Graph:
     """`graph` after all passes.
 
     disable: names of passes to leave out. record: gets (pass name, graph) for every pass that changed something, in
     order. exact: leave out the passes that change rounding. verify: check every intermediate graph (default: when the
-    environment variable FUSEGRAPH_VERIFY is 1). Raises OptionError for an unknown name in `disable`.
+    environment variable FUSEGRAPH_VERIFY is 1). log: gets what every pass did. Raises OptionError for an unknown name in
+    `disable`.
     """
     checked = os.environ.get("FUSEGRAPH_VERIFY") == "1" if verify is None else verify
     chosen = [step for step in PIPELINE if step.name not in _known(disable) and (step.exact or not exact)]
     settled: dict[str, Graph] = {}
-    with shared_nodes():
+    with shared_nodes() as builder:
         for _ in range(MAX_ROUNDS):
             before = graph
             for step in chosen:
                 if settled.get(step.name) is graph:
                     continue
+                started = time.perf_counter()
                 after = step(graph)
+                if log is not None:
+                    seconds = time.perf_counter() - started
+                    log.runs.append(PassRun(step.name, len(graph.nodes), len(after.nodes), seconds, after is not graph))
                 if after is graph:
                     settled[step.name] = graph
                     continue
@@ -74,6 +82,8 @@ def run_pipeline(
                     record.append((step.name, graph))
             if graph is before:
                 break
+    if log is not None:
+        log.became, log.fired = builder.became, builder.fired
     return graph
 
 

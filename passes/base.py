@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,11 +86,13 @@ class RewriteBuilder(GraphBuilder):
     """A builder that takes over unchanged nodes of another graph as they are (nodes are immutable).
 
     `location` is where new nodes belong to when nothing else is said. `replaced` says which nodes of the graph that is
-    being rewritten have become others.
+    being rewritten have become others; `became` says so for all graphs since the builder was made. `fired` counts rules.
     """
 
     location: Location = NOWHERE
     replaced: dict[Node, Node] = field(default_factory=dict)
+    became: dict[Node, Node] = field(default_factory=dict)
+    fired: Counter[tuple[str, str]] = field(default_factory=Counter)
     _graph: Graph | None = None
     _origins: dict[Node, list[Node]] = field(default_factory=dict)
     _readers: dict[Node, list[str]] | None = None
@@ -133,7 +135,7 @@ class RewriteBuilder(GraphBuilder):
     def replace(self, node: Node, other: Node) -> None:
         """What read `node` reads `other` from now on."""
         if other is not node:
-            self.replaced[node] = other
+            self.replaced[node] = self.became[node] = other
             self._origins.setdefault(other, []).append(node)
 
     def readers(self, node: Node) -> list[str]:
@@ -196,11 +198,12 @@ _shared = _Shared()
 
 
 @contextmanager
-def shared_nodes() -> Iterator[None]:
-    """Rewrites inside share one builder: equal nodes of all graphs are one node."""
-    before, _shared.builder = _shared.builder, RewriteBuilder()
+def shared_nodes() -> Iterator[RewriteBuilder]:
+    """Rewrites inside share one builder, which is given: equal nodes of all graphs are one node."""
+    before = _shared.builder
+    _shared.builder = builder = RewriteBuilder()
     try:
-        yield
+        yield builder
     finally:
         _shared.builder = before
 
@@ -303,6 +306,8 @@ class Rules:
         for rule in self.table.get(node.op, ()):
             found = rule(build, node, inputs)
             if found is not None:
+                if found is not node:
+                    build.fired[rule.__name__, rule.__doc__ or ""] += 1
                 return found
         return None
 

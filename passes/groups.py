@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from fusegraph.ir.graph import Node
 from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
 from fusegraph.ir.scalar import Expr, Load, walk
 from fusegraph.passes.roots import MAX_DEPTH, Root
@@ -63,12 +64,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why two kernels were not merged."""
+    """Why two kernels were not merged. The nodes are those between which the value would have gone."""
 
     rule: str
     producer: str
     consumer: str
     nbytes: int = 0
+    producer_node: Node | None = field(default=None, compare=False)
+    consumer_node: Node | None = field(default=None, compare=False)
 
 
 class Refused(Exception):
@@ -110,6 +113,16 @@ def renamed(root: Root, mapping: dict[Axis, Index]) -> Root:
 def _cross_loads(a: Group, b: Group) -> list[tuple[Root, Load]]:
     made = {root.buffer: root for root in a.roots}
     return [(made[load.buffer], load) for root in b.roots for load in loads(root) if load.buffer in made]
+
+
+def joint_nodes(a: Group, b: Group) -> tuple[Node, Node]:
+    """The operations between which a value goes from A to B: the first pair (without one, the last and the first root)."""
+    made = {root.buffer: root for root in a.roots}
+    for root in b.roots:
+        for load in loads(root):
+            if load.buffer in made:
+                return made[load.buffer].node, root.node
+    return a.roots[-1].node, b.roots[0].node
 
 
 def merge_vertical(a: Group, b: Group) -> Group:

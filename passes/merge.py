@@ -6,7 +6,17 @@ import heapq
 from collections.abc import Iterator
 
 from fusegraph.passes.fusion_state import FusionState
-from fusegraph.passes.groups import Group, Refusal, Refused, loads, merge_siblings, merge_vertical, old_name, single
+from fusegraph.passes.groups import (
+    Group,
+    Refusal,
+    Refused,
+    joint_nodes,
+    loads,
+    merge_siblings,
+    merge_vertical,
+    old_name,
+    single,
+)
 from fusegraph.passes.schedule import make_loop
 
 
@@ -129,7 +139,7 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
 
     for number in list(groups.groups):
         push(number)
-    refused: dict[tuple[int, int], Refusal] = {}
+    refused: dict[tuple[int, int], tuple[str, int]] = {}
     while heap:
         nbytes, a, b, kind = heapq.heappop(heap)
         if a not in groups.groups or b not in groups.groups:
@@ -137,7 +147,7 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
         try:
             merged = _attempt(groups, a, b, kind)
         except Refused as refusal:
-            refused[a, b] = Refusal(str(refusal), _title(groups.groups[a]), _title(groups.groups[b]), -nbytes)
+            refused[a, b] = str(refusal), -nbytes
             continue
         number = groups.replace(a, b, merged)
         known[number] = (merged.reads(), merged.writes)
@@ -145,10 +155,18 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
             readers.setdefault(name, set()).add(number)
         push(number)
     state.report.refusals = sorted(
-        (r for (a, b), r in refused.items() if a in groups.groups and b in groups.groups),
+        (
+            _refusal(rule, groups.groups[a], groups.groups[b], nbytes)
+            for (a, b), (rule, nbytes) in refused.items()
+            if a in groups.groups and b in groups.groups
+        ),
         key=lambda r: (-r.nbytes, r.producer, r.consumer),
     )
     return groups
+
+
+def _refusal(rule: str, a: Group, b: Group, nbytes: int) -> Refusal:
+    return Refusal(rule, _title(a), _title(b), nbytes, *joint_nodes(a, b))
 
 
 def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:

@@ -36,17 +36,23 @@ class Cost:
 NOTHING = Cost(0, 0, 0)
 
 
-def loop_cost(loop: Loop, program: Program) -> Cost:
-    """The cost of one kernel."""
+def traffic(loop: Loop, program: Program) -> tuple[dict[str, int], dict[str, int]]:
+    """(bytes that a kernel reads, bytes that it writes) by buffer; those of a thread's own memory are left out."""
     points = loop.points()
     work = max((points * math.prod(a.extent for a in (*s.axes, *s.reduce_axes)) for s in loop.stages), default=0)
 
-    def touched(name: str) -> int:
-        buffer = program.buffers[name]
-        return 0 if buffer.role == "local" else min(buffer.nbytes, work * buffer.dtype.itemsize)
+    def touched(names: tuple[str, ...]) -> dict[str, int]:
+        buffers = [program.buffers[name] for name in names]
+        return {b.name: min(b.nbytes, work * b.dtype.itemsize) for b in buffers if b.role != "local"}
 
-    flops = sum(points * _stage_flops(stage) for stage in loop.stages)
-    return Cost(sum(map(touched, loop.reads())), sum(map(touched, loop.writes())), flops)
+    return touched(loop.reads()), touched(loop.writes())
+
+
+def loop_cost(loop: Loop, program: Program) -> Cost:
+    """The cost of one kernel."""
+    reads, writes = traffic(loop, program)
+    flops = sum(loop.points() * _stage_flops(stage) for stage in loop.stages)
+    return Cost(sum(reads.values()), sum(writes.values()), flops)
 
 
 def _stage_flops(stage: Stage) -> int:
@@ -60,10 +66,34 @@ def _stage_flops(stage: Stage) -> int:
 
 def unfused_bytes(graph: Graph) -> int:
     """Bytes that a system moves that runs one operation after the other: each reads its operands and writes its result."""
-    return sum(_operation_bytes(node) for node in graph.nodes)
+    return sum(operation_bytes(node) for node in graph.nodes)
 
 
-def _operation_bytes(node: Node) -> int:
+def unfused_peak_bytes(graph: Graph) -> int:
+    """The most bytes that results of operations take at one time in such a system, each freed after its last reader."""
+    owner: dict[Node, Node] = {}
+    last: dict[Node, int] = {}
+    for number, node in enumerate(graph.nodes):
+        is_view = (
+            node.op != "input" and PRIMITIVES[node.op].kind == "view" and len(node.inputs) == 1 and node.op != "pad"
+        )
+        owner[node] = owner[node.inputs[0]] if is_view else node
+        for value in (node, *node.inputs):
+            last[owner[value]] = number
+    last.update(dict.fromkeys((owner[node] for node in graph.results), len(graph.nodes)))
+    freed: dict[int, int] = {}
+    held = peak = 0
+    for number, node in enumerate(graph.nodes):
+        if owner[node] is node and node.op not in ("input", "constant"):
+            held += node.nbytes
+            freed[last[node]] = freed.get(last[node], 0) + node.nbytes
+        peak = max(peak, held)
+        held -= freed.get(number, 0)
+    return peak
+
+
+def operation_bytes(node: Node) -> int:
+    """Bytes that one operation alone reads and writes (a view: none)."""
     if node.op in ("input", "constant") or PRIMITIVES[node.op].kind == "view":
         return 0
     reads = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ class Location:
     @property
     def short(self) -> str:
         """The file's own name and the line, without folders."""
-        return f"{Path(self.file).name}:{self.line}" if self.file else "?"
+        return f"{os.path.basename(self.file)}:{self.line}" if self.file else "?"
 
 
 NOWHERE = Location()

@@ -1,0 +1,135 @@
+"""A report in plain text, and the words that all forms of it share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fusegraph.inspect.explain import bytes_text
+from fusegraph.inspect.report import Report
+
+MAX_REFUSALS = 8
+MAX_LINES = 4
+MAX_REWRITES = 6
+
+
+def text(report: Report) -> str:
+    """The report in lines."""
+    return "\n\n".join(_program_text(program) for program in report["programs"])
+
+
+def _program_text(program: Report) -> str:
+    lines = [f"{headline(program)}", f"  {traffic_sentence(program)}", f"  {memory_sentence(program)}"]
+    if program["in_place"]:
+        lines.append(f"  written in place: {', '.join(program['in_place'])}")
+    for kernel in program["kernels"]:
+        lines += _kernel_lines(kernel)
+    lines += _refusal_lines(program["refusals"])
+    lines += [f"  {sentence}" for sentence in (rewrites_sentence(program), seconds_sentence(program)) if sentence]
+    return "\n".join(lines)
+
+
+def headline(program: Report) -> str:
+    """What the program is, in one line."""
+    totals = program["totals"]
+    phase = "" if program["phase"] == "step" else f" ({program['phase']})"
+    head = f"{program['name']}{phase}: {totals['operations']} operations in {totals['kernels']} kernels"
+    if program["backend"] == "reference":
+        return f"{head} when compiled; the reference runs them one at a time"
+    return f"{head}, one call ({program['backend']})"
+
+
+def traffic_sentence(program: Report) -> str:
+    """What it moves and computes."""
+    totals = program["totals"]
+    moved = totals["bytes_read"] + totals["bytes_written"]
+    return (
+        f"moves {bytes_text(moved)} (one operation at a time: {bytes_text(totals['unfused_bytes'])}), "
+        f"{totals['flops'] / 1e6:.2f} Mflop"
+    )
+
+
+def memory_sentence(program: Report) -> str:
+    """What memory it takes for what does not leave it."""
+    memory = program["memory"]
+    return (
+        f"arena {bytes_text(memory['arena_bytes'])} (without sharing: {bytes_text(memory['unshared_bytes'])}; "
+        f"one operation at a time, at most: {bytes_text(memory['unfused_peak_bytes'])})"
+    )
+
+
+def rewrites_sentence(program: Report) -> str:
+    """The rules of the passes that fired most often."""
+    rules = program["rewrites"]
+    if not rules:
+        return ""
+    named = ", ".join(f"{rule['rule']} {rule['count']}x" for rule in rules[:MAX_REWRITES])
+    rest = f", and {len(rules) - MAX_REWRITES} other rules" if len(rules) > MAX_REWRITES else ""
+    changed = list(dict.fromkeys(run["name"] for run in program["passes"] if run["changed"]))
+    return f"passes that changed the graph: {', '.join(changed)}; rewrites: {named}{rest}"
+
+
+def seconds_sentence(program: Report) -> str:
+    """How long the stages of the compilation took."""
+    if not program["seconds"]:
+        return ""
+    times = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in program["seconds"].items())
+    return f"compiled: {times}" + (" (code from the disk cache)" if program["from_cache"] else "")
+
+
+def space_text(kernel: Report) -> str:
+    """The extents of a kernel's parallel axes."""
+    return "x".join(map(str, kernel["space"])) or "1"
+
+
+def operations_text(kernel: Report) -> str:
+    """The operations in a kernel, each name once, with how often."""
+    names: Sequence[str] = kernel["operations"]
+    counts = [(name, names.count(name)) for name in dict.fromkeys(names)]
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts) or "copy"
+
+
+def lines_text(kernel: Report, most: int = MAX_LINES) -> str:
+    """The user's lines in a kernel."""
+    lines = kernel["lines"]
+    return "; ".join(lines[:most]) + ("; ..." if len(lines) > most else "")
+
+
+def measured_text(kernel: Report) -> str:
+    """What profiling has measured of a kernel; "" before."""
+    if kernel["time_ns"] is None:
+        return ""
+    parts = [f"{kernel['time_ns'] / 1e3:.1f} us"]
+    parts += [f"{kernel['gb_s']:.1f} GB/s"] if kernel["gb_s"] is not None else []
+    parts += [f"{kernel['gflop_s']:.1f} GFLOP/s"] if kernel["gflop_s"] is not None else []
+    parts += [f"{kernel['share_of_roofline']:.0%} of the roofline"] if kernel["share_of_roofline"] is not None else []
+    return ", ".join(parts)
+
+
+def _kernel_lines(kernel: Report) -> list[str]:
+    where = lines_text(kernel)
+    moved = kernel["bytes_read"] + kernel["bytes_written"]
+    saved = f" (unfused: {bytes_text(kernel['unfused_bytes'])})" if kernel["unfused_bytes"] > moved else ""
+    lines = [
+        f"  {kernel['id']:3} {kernel['schedule']:<8} [{space_text(kernel)}] {operations_text(kernel)}",
+        f"      reads {bytes_text(kernel['bytes_read'])}, writes {bytes_text(kernel['bytes_written'])}{saved}, "
+        f"{kernel['flops'] / 1e6:.3f} Mflop" + (f"   {where}" if where else ""),
+    ]
+    if kernel["recomputed"]:
+        lines.append(f"      computes {len(kernel['recomputed'])} operation(s) again rather than load their results")
+    if measured := measured_text(kernel):
+        lines.append(f"      took {measured}")
+    return lines
+
+
+def refusal_text(refusal: Report) -> str:
+    """A fusion that was refused, and why."""
+    return f"{refusal['producer']}  |  {refusal['consumer']}: {refusal['rule']} ({bytes_text(refusal['bytes'])})"
+
+
+def _refusal_lines(refusals: Sequence[Report]) -> list[str]:
+    if not refusals:
+        return []
+    lines = ["  not fused (dearest first):", *(f"    {refusal_text(r)}" for r in refusals[:MAX_REFUSALS])]
+    if len(refusals) > MAX_REFUSALS:
+        lines.append(f"    ... and {len(refusals) - MAX_REFUSALS} more in to_dict()")
+    return lines
