@@ -19,8 +19,8 @@ from fusegraph.ir.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from fusegraph.build import Options
-    from fusegraph.compiler import Version
     from fusegraph.tensor import Tensor
+    from fusegraph.version import Version
 
 Array = np.ndarray[Any, Any]
 

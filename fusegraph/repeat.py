@@ -19,7 +19,7 @@ from fusegraph.tensor import Tensor
 from fusegraph.trace import Settings, active
 
 if TYPE_CHECKING:
-    from fusegraph.compiler import Version
+    from fusegraph.version import Version
 
 Array = np.ndarray[Any, Any]
 MISS: Any = object()  # no result: the call is not a repetition
