@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("cpu", "numba", "python", "reference", "cuda")
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,21 @@ class Options:
     exact: bool = False
     verify: bool = False
     disable: tuple[str, ...] = ()
+    target: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise OptionError(f"backend {self.backend!r} does not exist; use one of {', '.join(BACKENDS)}")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"precision {self.precision!r} does not exist; use one of {', '.join(PRECISIONS)}")
+        if self.backend != "cuda" and (self.target is not None or self.precision != "float32"):
+            given = f"target={self.target!r}" if self.target is not None else f"precision={self.precision!r}"
+            raise OptionError(f"{given} is an option of backend='cuda', not of backend={self.backend!r}")
+        if self.target is not None:
+            from fusegraph.runtime.cuda_compile import capability
+
+            capability(self.target)
 
 
 class Executable(Protocol):
@@ -173,8 +185,9 @@ class Artifact:
 
 
 def _pass_names(options: Options) -> tuple[str, ...]:
-    """Passes that are not to run."""
-    return tuple(name for name in options.disable if name != "fuse")
+    """Passes that are not to run. A GPU multiplies zeros faster than it finds out where they are not."""
+    unfit = ("sparse_cotangents",) if options.backend == "cuda" else ()
+    return (*unfit, *(name for name in options.disable if name != "fuse"))
 
 
 def optimised(graph: Graph, options: Options) -> Graph:
@@ -191,11 +204,10 @@ def build(graph: Graph, options: Options) -> Artifact:
     if options.backend == "cpu":
         return _build_native(graph, options)
     if options.backend == "cuda":
-        from fusegraph.codegen.cuda.step import emit_step
         from fusegraph.runtime.cuda import CudaExecutable
 
         artifact = Artifact(graph, options, ReferenceExecutable(graph))
-        artifact.executable = CudaExecutable(emit_step(artifact.fused[0], options.exact))
+        artifact.executable = CudaExecutable(artifact, options.target)
         return artifact
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     program, _ = artifact.fused

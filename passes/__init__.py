@@ -23,6 +23,7 @@ from fusegraph.passes.reductions import REDUCTIONS_PASS
 from fusegraph.passes.scalars import SCALARS_PASS
 from fusegraph.passes.simplify import SIMPLIFY
 from fusegraph.passes.sparse import SPARSE_PASS
+from fusegraph.passes.sparse_cotangents import SPARSE_COTANGENTS_PASS
 from fusegraph.passes.split_reduce import SPLIT_REDUCE
 
 __all__ = ["PIPELINE", "Pass", "PassRun", "PipelineLog", "RewriteBuilder", "Rules", "Value", "rewrite", "run_pipeline"]
@@ -35,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     SCALARS_PASS,
     PRODUCTS_PASS,
     REDUCTIONS_PASS,
+    SPARSE_COTANGENTS_PASS,
     SPARSE_PASS,
     SPLIT_REDUCE,
     DCE,

@@ -157,7 +157,7 @@ def scatter_of_one_slice(build: RewriteBuilder, node: Node, inputs: Inputs) -> F
     return build.add("where", (mask, build.expand(updates, shape), build.expand(without_expand(base), shape)))
 
 
-def _hot_index(mask: Node, axis: int) -> Node | None:
+def hot_index(mask: Node, axis: int) -> Node | None:
     """i (size 1 along `axis`) for a mask iota == i over `axis` that is true exactly once along it."""
     if mask.op != "eq" or mask.inputs[0].dtype.kind not in "iu":
         return None
@@ -188,7 +188,7 @@ def sum_of_one(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
         return None
     mask, u, _ = chosen.inputs
     for axis in node.params["axes"]:
-        index = _hot_index(mask, axis)
+        index = hot_index(mask, axis)
         if index is None or mask.shape[axis] == 1:
             continue
         rest = [other - (other > axis) for other in node.params["axes"] if other != axis]

@@ -177,11 +177,29 @@ def _take_along(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) ->
 
 def indirect(value: Expr, extent: int) -> Index:
     """The index that `value` gives at run time, clamped into [0, extent)."""
-    if value.op == "index" and value.attribute.bounds[0] >= 0 and value.attribute.bounds[1] < extent:
-        return value.attribute  # type: ignore[no-any-return]
+    known = _known_index(value)
+    if known is not None and known.bounds[0] >= 0 and known.bounds[1] < extent:
+        return known
     if value.op == "cast" and value.args[0].dtype == SUPPORTED["int64"] and value.dtype.kind in "iu":
         return indirect(value.args[0], extent)
     return Index(0, ((Indirect(value, extent), 1),)) if extent > 1 else Index()
+
+
+def _known_index(value: Expr) -> Index | None:
+    """`value` as an index expression, where it is made of axes and integers alone."""
+    if value.op == "index":
+        return value.attribute  # type: ignore[no-any-return]
+    if value.op == "const" and value.dtype.kind in "iu":
+        return Index(value.attribute)
+    if value.op not in ("add", "sub", "mul") or value.dtype != SUPPORTED["int64"]:
+        return None
+    left, right = (_known_index(arg) for arg in value.args)
+    if left is None or right is None:
+        return None
+    if value.op == "mul":
+        left, right = (right, left) if left.is_constant else (left, right)
+        return left * right.constant if right.is_constant else None
+    return left + right if value.op == "add" else left - right
 
 
 _RULES = {

@@ -18,6 +18,7 @@ from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, indirect_values, walk
+from fusegraph.passes.base import without_expand
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
 
 MAX_INLINED_OPS = 60  # a body larger than this spills registers: 16 vector registers on AVX2
@@ -86,6 +87,8 @@ def choose_roots(graph: Graph) -> list[Node]:
             roots.add(base(node.inputs[0]))
         elif node.op == "expand":
             roots |= set(_repeated(node))
+        elif node.op == "put_add":
+            roots |= set(_rows_of_factors(node.inputs[2]))
     _cut_expensive(graph, roots)
     return [node for node in graph.nodes if node in roots]
 
@@ -121,6 +124,31 @@ def _repeated(node: Node) -> Iterator[Node]:
     source = base(node.inputs[0])
     if node.size > 4 * max(source.size, 1) and _own_cost(source) >= 4 and PRIMITIVES[source.op].kind in ("map", "zip"):
         yield source
+
+
+def _rows_of_factors(updates: Node) -> Iterator[Node]:
+    """A scatter adds row by row: what it repeats often is laid out in rows first, where that takes a transposition."""
+    for factor in updates.inputs if updates.op == "mul" else ():
+        source = without_expand(factor)
+        if source.shape in ((), (1,)) or updates.size < 8 * source.size:
+            continue
+        axes = tuple(Index.of(Axis(f"r{i}", extent)) for i, extent in enumerate(source.shape))
+        memory = base(source)
+        read = Inliner({memory: "x"}).value(source, axes)
+        if read.op == "load" and flatten_index(read.attribute.index, memory.shape).coefficient(axes[-1].axis) not in (
+            0,
+            1,
+        ):
+            yield _deepest_permute(source)
+
+
+def _deepest_permute(view: Node) -> Node:
+    """The permute that is nearest to the memory that a chain of views shows; `view` itself if there is none."""
+    found = node = view
+    while PRIMITIVES.get(node.op) and PRIMITIVES[node.op].kind == "view" and len(node.inputs) == 1:
+        found = node if node.op == "permute" else found
+        (node,) = node.inputs
+    return found
 
 
 def _own_cost(node: Node) -> int:

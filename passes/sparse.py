@@ -68,6 +68,24 @@ def added_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     return None
 
 
+@SPARSE.on("add")
+def added_views(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """view(put_add(0, i, u)) + view(put_add(0, j, v)) -> view(put_add(0, i, u) + put_add(0, j, v))  for the same view"""
+    a, b = inputs
+    same = a.op == b.op and a.op in ("reshape", "permute") and a.params == b.params
+    if not same or a.inputs[0].shape != b.inputs[0].shape or not (build.is_single_use(a) and build.is_single_use(b)):
+        return None
+    if not all(_shows_scatter(build, x) for x in inputs):
+        return None
+    return build.add(a.op, (build.add("add", (a.inputs[0], b.inputs[0])),), a.params)
+
+
+def _shows_scatter(build: RewriteBuilder, node: Node) -> bool:
+    while node.op in ("reshape", "permute") and build.is_single_use(node):
+        (node,) = node.inputs
+    return bool(_scatters_onto_zeros(build, node))
+
+
 @SPARSE.on("sub")
 def subtracted_scatter(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     """x - put_add(0, i, u) -> put_add(x, i, -u)"""

@@ -11,7 +11,7 @@ from loop_reference import reference_loop
 from loop_tools import CompiledLoop
 
 from fusegraph.codegen.cpu.scatter import emit_scatter
-from fusegraph.dtypes import float32, float64, int32, int64, uint8
+from fusegraph.dtypes import bool_, float32, float64, int32, int64, uint8
 from fusegraph.errors import CompilerError
 from fusegraph.ir import scalar
 from fusegraph.ir.index import Axis, Index, Indirect
@@ -210,6 +210,50 @@ def test_random_points_with_masks_and_products():
     value = scalar.load("u", (I(t), I(d) - 5), float32, (scalar.Bound(I(d) - 5, 0, 30),))
     store = Store("target", (read(case.load("rows", t), 8), I(d)), value, "add")
     case.check(Loop("masked", (), (Stage(axes=(t, d), stores=(store,)),), "scatter"))
+
+
+@pytest.mark.parametrize("mask", ["float", "bool", "not"])
+@pytest.mark.parametrize("positions", [3, 8, 21])
+@pytest.mark.parametrize("dtype", [float32, float64])
+def test_zero_factors_are_skipped(mask: str, positions: int, dtype: Any) -> None:
+    """A row is added only where the factor that its points share is not zero: also for ties, and where none or all are."""
+    case = Case((5, 7, 18), dtype)
+    factor = case.numbers((5, 4, positions), dtype)
+    factor[case.rng.random(factor.shape) < 0.8] = 0
+    factor[0], factor[1, 1] = 0, -0.0
+    factor[2, 2] = 1.5
+    case.add("factor", factor)
+    case.add("rows", case.numbers((4, 18), dtype))
+    case.add("place", case.rng.integers(0, 7, (positions,)), "input")
+    n, o, t, i = (Axis(name, extent) for name, extent in zip("noti", (5, 4, positions, 18), strict=True))
+    shared, row = case.load("factor", n, o, t), case.load("rows", o, i)
+    zero = const(0.0, dtype)
+    positive = op("gt", shared, zero, dtype=bool_)
+    value = {
+        "float": lambda: op("mul", row, shared),
+        "bool": lambda: op("mul", op("where", positive, row, zero), row),
+        "not": lambda: op("neg", op("where", positive, zero, row)),
+    }[mask]()
+    target = (I(n), read(case.load("place", t), 7), I(i))
+    loop = Loop("s", (), (Stage(axes=(n, o, t, i), stores=(Store("target", target, value, "add"),)),), "scatter")
+    case.check(loop)
+
+
+def test_what_a_zero_would_multiply_is_not_looked_at() -> None:
+    """0 * inf is left out, as the pass that makes such scatters says; with exact=True it is NaN, as in numpy."""
+    case = Case((2, 3))
+    case.add("factor", np.array([[0, 0, 2], [0, 0, 0]], np.float32))
+    case.add("rows", np.array([[np.inf, 1, 1]] * 3, np.float32))
+    n, t, i = Axis("n", 2), Axis("t", 3), Axis("i", 3)
+    value = op("mul", case.load("factor", n, t), case.load("rows", t, i))
+    loop = Loop("s", (), (Stage(axes=(n, t, i), stores=(Store("target", (I(n), I(i)), value, "add"),)),), "scatter")
+    before = case.arrays["target"].copy()
+    for exact in (False, True):
+        result = CompiledLoop(loop, case.buffers, exact=exact, emit=emit_scatter).run(case.arrays)["target"]
+        assert np.isinf(result[0, 0]) != exact
+        assert np.isnan(result[0, 0]) == exact
+        assert np.isnan(result[1, 0]) == exact
+        np.testing.assert_array_equal(result[1, 1:], before[1, 1:])
 
 
 def test_a_space_is_refused():

@@ -24,10 +24,11 @@ MOST_KERNELS = {
     "minitorch": {"sgd": 19, "adam": 19},
     "lenet": {"sgd": 24, "adam": 24},
     "bag": {"sgd": 11, "adam": 11},
-    "kim": {"sgd": 24, "adam": 25},
+    # its convolutions' gradients are scatters with zeroed targets: more kernels, a fifth of the time
+    "kim": {"sgd": 36, "adam": 37},
     "transformer": {"sgd": 30, "adam": 30},
 }
-MOST_BARRIERS = {"mlp": 4, "minitorch": 8, "lenet": 12, "bag": 4, "kim": 10, "transformer": 21}
+MOST_BARRIERS = {"mlp": 4, "minitorch": 8, "lenet": 12, "bag": 4, "kim": 22, "transformer": 21}
 
 
 def train(training: Training, step: Any, steps: int = STEPS) -> list[float]:

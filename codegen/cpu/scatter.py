@@ -6,15 +6,19 @@ Several points may add to one element; for every element they do so in C order, 
 - Where different points of the outermost axis never meet, threads share that axis.
 - Else every thread walks through all points and takes those whose destination row has (row % nt == tid). A row is
   what the innermost axis runs along; it is added as vectors.
+
+Where what is added is a product with a factor that all points of the inner axes share, the inner axes are skipped when it is
+zero: cotangents of maxima and of masks are zero nearly everywhere. Zeros are looked for by vectors. (Not with `exact`: zero
+times infinity would be lost.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fusegraph.codegen.cpu.body import Evaluator, Position
+from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.irtext import Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest import describe, thread_share
@@ -22,9 +26,11 @@ from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_plan import Plan, fitting_lanes, plan_stage, stage_weight
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes
 from fusegraph.codegen.cpu.nest_stage import StageWriter
+from fusegraph.dtypes import bool_
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program, Stage
+from fusegraph.ir.scalar import Expr, op
 
 _PARALLEL_WORK = 20_000  # element operations below which one thread is faster than waking others
 
@@ -67,8 +73,10 @@ class _Scatter:
         whole = Plan(None, 1, 1, 1, 1, (), 0, False, (plan,), False)
         self._inner = replace(stage, axes=(self._vector,) if self._vector is not None else ())
         self._stages = StageWriter(evaluator, whole)
+        self._lanes = lanes
+        self._factor = None if exact else _skipped_factor(stage, self._outer)
         if stage.reduces:  # nothing is scattered: an ordinary reduction
-            self._outer, self._inner = (), stage
+            self._outer, self._inner, self._factor = (), stage, None
 
     @property
     def work(self) -> int:
@@ -96,6 +104,48 @@ class _Scatter:
         self._loops(self._outer, self._owner_index() if shared else None)
 
     def _loops(self, axes: Sequence[Axis], owner: Index | None) -> None:
+        factor = self._factor
+        if factor is not None and axes and axes[0] in factor.axes and factor.axes.isdisjoint(axes[1:]):
+            self._search(axes[0], factor, lambda: self._inner_loops(axes[1:], owner))
+            return
+        self._inner_loops(axes, owner)
+
+    def _search(self, axis: Axis, factor: Expr, body: Callable[[], None]) -> None:
+        """A loop over `axis`: `body` where `factor`, the last of whose axes it is, is not zero."""
+        fn, lanes = self._fn, self._lanes
+        whole = axis.extent // lanes * lanes
+        fn.comment(f"for {axis.name} < {axis.extent}: where {factor} is not zero")
+        with fn.loop(0, whole, lanes) as loop:
+            copy = Copy(loop.index, 0, lanes, lanes)
+            with self._e.scope({axis: Position(loop.index)}), self._e.framed(Frame(axis, lanes, False, (copy,))):
+                bits = self._bits(self._e.vector(factor, copy), factor)
+            count = fn.op(f"call i64 @llvm.ctpop.i64(i64 {bits})")
+            with fn.loop(0, count, carried=[("i64", bits)]) as one:
+                lane = fn.op(f"call i64 @llvm.cttz.i64(i64 {one.phis[0]}, i1 true)")
+                with self._e.scope({axis: Position(fn.op(f"add i64 {loop.index}, {lane}"))}):
+                    self._e_hoist()
+                    body()
+                one.next(fn.op(f"and i64 {one.phis[0]}, {fn.op(f'sub i64 {one.phis[0]}, 1')}"))
+        for place in range(whole, axis.extent):
+            with self._e.scope({axis: Position(None, place)}):
+                value = self._e.value(factor)
+                kept = value if factor.dtype == bool_ else fn.compare("une", _LLVM[factor.dtype.name], value, "0.0")
+                with fn.if_(kept), self._e.scope({}):
+                    self._e_hoist()
+                    body()
+
+    def _bits(self, values: str, factor: Expr) -> str:
+        """Which lanes are not zero, as the bits of an i64."""
+        fn, lanes = self._fn, self._lanes
+        if factor.dtype != bool_:
+            kind = f"<{lanes} x {_LLVM[factor.dtype.name]}>"
+            values = fn.op(f"fcmp une {kind} {values}, zeroinitializer")
+        for name in ("ctpop.i64(i64)", "cttz.i64(i64, i1)"):
+            fn.declare(f"llvm.{name.partition('(')[0]}", f"declare i64 @llvm.{name}")
+        bits = fn.cast("bitcast", f"<{lanes} x i1>", values, f"i{lanes}")
+        return fn.cast("zext", f"i{lanes}", bits, "i64")
+
+    def _inner_loops(self, axes: Sequence[Axis], owner: Index | None) -> None:
         if axes:
             self._fn.comment(f"for {axes[0].name} < {axes[0].extent}")
             with self._fn.loop(0, axes[0].extent) as loop, self._e.scope({axes[0]: Position(loop.index)}):
@@ -156,6 +206,35 @@ class _Scatter:
             owners.add(Index(0, tuple((atom, c // distance) for atom, c in base.terms)))
         owner = owners.pop() if len(owners) == 1 else None
         return owner if owner is not None and owner.bounds[0] >= 0 else None
+
+
+_LLVM = {"float32": "float", "float64": "double"}
+
+
+def _skipped_factor(stage: Stage, outer: Sequence[Axis]) -> Expr | None:
+    """A factor of what is added that does not change along the innermost axis, nor along any behind the last of its own."""
+    if len(stage.stores) != 1 or stage.stores[0].mode != "add" or not outer:
+        return None
+    found = None
+    for factor in _factors(stage.stores[0].value):
+        last = [number for number, axis in enumerate(outer) if axis in factor.axes]
+        inside = factor.axes <= set(outer)
+        if last and inside and factor.dtype.name in ("bool", *_LLVM) and (found is None or factor.depth < found.depth):
+            found = factor
+    return found
+
+
+def _factors(value: Expr) -> list[Expr]:
+    """Expressions without which `value` is zero: any that is zero (or false) makes it so."""
+    if value.op == "mul":
+        return [value, *(factor for arg in value.args for factor in _factors(arg))]
+    if value.op == "neg" or (value.op == "cast" and value.args[0].dtype == bool_):
+        return [value, *_factors(value.args[0])]
+    if value.op == "where" and value.args[2].op == "const" and value.args[2].attribute == 0:
+        return [value, value.args[0], *_factors(value.args[1])]
+    if value.op == "where" and value.args[1].op == "const" and value.args[1].attribute == 0:
+        return [value, op("logical_not", value.args[0], dtype=bool_), *_factors(value.args[2])]
+    return [value]
 
 
 def _axes_of_affine_terms(index: Index) -> list[Axis]:
