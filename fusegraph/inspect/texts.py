@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from fusegraph.ir.loops import Program
 
@@ -36,7 +37,8 @@ def kernel_texts(artifact: Artifact) -> Texts:
     if artifact.options.backend == "cpu":
         added = native_texts(artifact)
     elif artifact.options.backend == "cuda":
-        added = cuda_texts(artifact.executable.step, program)  # type: ignore[attr-defined]
+        executable: Any = artifact.executable
+        added = cuda_texts(executable.step, program, executable.target)
     for number, more in added.items():
         texts[number].update(more)
     return texts
@@ -45,23 +47,30 @@ def kernel_texts(artifact: Artifact) -> Texts:
 def native_texts(artifact: Artifact) -> Texts:
     """IR and assembly of each kernel, with the functions that belong to it. Kernels of equal code show the same text."""
     from fusegraph.build import step_code
-    from fusegraph.runtime import llvm
 
     code = step_code(artifact)
     names = {kernel.name for kernel in code.kernels}
     ir = _by_kernel(_ir_functions(code.text), names)
-    assembly = _by_kernel(_assembly_functions(llvm.assembly(code.text)), names)
+    assembly = _by_kernel(_assembly_functions(assembly_of(code.text)), names)
     return {
         number: {"llvm": ir.get(kernel.name, ""), "asm": assembly.get(kernel.name, "")}
         for number, kernel in enumerate(code.kernels)
     }
 
 
-def cuda_texts(step: CudaStep, program: Program) -> Texts:
-    """Source and PTX of each kernel; a loop that was split in two for the GPU has both."""
+@lru_cache(maxsize=1)
+def assembly_of(text: str) -> str:
+    """The host's assembly for the IR of a step; a dump needs it whole and by kernel."""
+    from fusegraph.runtime import llvm
+
+    return llvm.assembly(text)
+
+
+def cuda_texts(step: CudaStep, program: Program, target: str) -> Texts:
+    """Source and PTX (for `target`) of each kernel; a loop that was split in two for the GPU has both."""
     from fusegraph.runtime.cuda_compile import CudaModule, missing
 
-    module = CudaModule(step) if not missing() else None
+    module = CudaModule(step, target) if not missing() else None
     texts: Texts = {}
     for number, loop in enumerate(program.loops):
         kernels = [kernel for kernel in step.kernels if _owner(kernel.name, {loop.name}) is not None]
