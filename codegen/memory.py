@@ -6,6 +6,7 @@ that the same kernel reads for the last time and writes for the first time, elem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fusegraph.ir.index import Axis
@@ -33,11 +34,11 @@ class MemoryPlan:
     local_bytes: int
 
 
-def plan_memory(program: Program) -> MemoryPlan:
-    """Places for all buffers of `program`."""
+def plan_memory(program: Program, in_place: Callable[[Loop], bool] = lambda loop: True) -> MemoryPlan:
+    """Places for all buffers of `program`. in_place: whether what a loop writes may take over what dies there."""
     externals = tuple(name for name, b in program.buffers.items() if b.role in ("input", "state", "output"))
     spans = _spans(program)
-    owner = _in_place_owners(program, spans)
+    owner = _in_place_owners(program, spans, in_place)
     names = [name for name in spans if owner[name] == name]
     whole = (
         {
@@ -84,12 +85,14 @@ def _spans(program: Program) -> dict[str, tuple[int, int]]:
     return spans
 
 
-def _in_place_owners(program: Program, spans: dict[str, tuple[int, int]]) -> dict[str, str]:
+def _in_place_owners(
+    program: Program, spans: dict[str, tuple[int, int]], in_place: Callable[[Loop], bool]
+) -> dict[str, str]:
     """Which temp's bytes each temp uses: its own, or those of one that dies, element for element, where it is born."""
     owner = {name: name for name in spans}
     taken: set[str] = set()
     for number, loop in enumerate(program.loops):
-        for stage in loop.stages[-1:]:
+        for stage in loop.stages[-1:] if in_place(loop) else ():
             for store in stage.stores:
                 for name in _dying_at(program, loop, store, number, spans, stage.axes):
                     if (

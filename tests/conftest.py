@@ -28,6 +28,14 @@ def torch() -> Any:
     return pytest.importorskip("torch", reason="torch is not installed: its results are what these are compared with")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """PTX of kernels that did not change is kept between runs, beside what pytest keeps (see tests/cuda_ptx.py)."""
+    from tests.cuda_ptx import STORE
+
+    if getattr(config, "cache", None) is not None:
+        STORE.use(config.cache.mkdir("fusegraph-ptx"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--update-golden writes the texts in tests/golden anew; read them with git diff."""
     parser.addoption("--update-golden", action="store_true", help="write the texts in tests/golden anew")

@@ -11,11 +11,14 @@ import fusegraph as fg
 import fusegraph.functional as F
 from fusegraph import nn, optim
 from fusegraph.build import Artifact, Options, ReferenceExecutable
-from fusegraph.codegen.cuda.step import ARENA, CudaStep, emit_step
+from fusegraph.codegen.cuda.kernel import CudaKernel
+from fusegraph.codegen.cuda.step import ARENA, CudaStep, Launch, emit_step
 from fusegraph.ir.graph import Graph
-from fusegraph.runtime.cuda_compile import CudaModule
+from fusegraph.runtime.cuda_compile import DEFAULT_TARGET
+from tests.cuda_ptx import StepPtx, interpreter
 
 Array = np.ndarray[Any, Any]
+POISON = 0xA5  # what the arena is filled with
 
 
 def artifact_of(graph: Graph, fuse: bool = True) -> Artifact:
@@ -23,29 +26,64 @@ def artifact_of(graph: Graph, fuse: bool = True) -> Artifact:
     return Artifact(graph, Options("cpu", fuse=fuse), ReferenceExecutable(graph))
 
 
-def run_step(step: CudaStep, inputs: Sequence[Array]) -> list[Array]:
-    """All launches under the interpreter. `inputs` in the order of the program's; states change in place."""
-    from tests.ptx import PtxKernel
+def run_step(step: CudaStep, inputs: Sequence[Array], target: str = DEFAULT_TARGET) -> list[Array]:
+    """All launches under the interpreter. `inputs` in the order of the program's; states change in place.
 
-    program, module = step.program, CudaModule(step)
-    memory = dict(zip(program.inputs, inputs, strict=True))
-    for name in program.outputs:
-        memory.setdefault(name, np.zeros(program.buffers[name].shape, program.buffers[name].dtype))
-    flat = {name: array.reshape(-1).view(np.uint8) for name, array in memory.items()}
-    flat[ARENA] = np.full(step.memory.arena_bytes, 0xA5, np.uint8)
+    Temps lie in one arena as on the device. Reading a byte of one that no launch has written is an error.
+    """
+    memory, ptx = StepMemory(step, inputs), StepPtx(step, target)
     for launch in step.launches:
         kernel = step.kernel(launch.kernel)
-        parts = [
-            flat[base][offset : offset + program.buffers[name].nbytes]
+        interpreter(ptx.ptx(kernel)).launch(launch.grid, launch.block, memory.arguments(kernel, launch))
+    return [memory.arrays[name] for name in step.program.outputs]
+
+
+class StepMemory:
+    """The arrays and the arena of one run of a step, for launches under the interpreter."""
+
+    def __init__(self, step: CudaStep, inputs: Sequence[Array]) -> None:
+        program = self.program = step.program
+        self.step = step
+        self.arrays = dict(zip(program.inputs, inputs, strict=True))
+        for name in program.outputs:
+            self.arrays.setdefault(name, np.zeros(program.buffers[name].shape, program.buffers[name].dtype))
+        self.flat = {name: array.reshape(-1).view(np.uint8) for name, array in self.arrays.items()}
+        self.flat[ARENA] = np.full(step.memory.arena_bytes, POISON, np.uint8)
+        self.defined = {ARENA: np.zeros(step.memory.arena_bytes, bool)}
+        fresh = (name for name in program.outputs if name not in program.inputs)
+        self.defined |= {name: np.zeros(self.arrays[name].nbytes, bool) for name in fresh}
+        written = {name for loop in program.loops for name in loop.writes()}
+        self.constant = {name for name in self.arrays if name not in written}
+        self.born: set[str] = set()
+
+    def arguments(self, kernel: CudaKernel, launch: Launch) -> list[Any]:
+        """What the kernel gets: views of the memory, and which of their bytes are defined."""
+        from tests.ptx import Placed
+
+        self._forget(kernel, launch)
+        found = []
+        kinds = self.step.types(kernel)
+        for name, kind, (base, offset) in zip(kernel.buffers, kinds, launch.arguments, strict=True):
+            end = offset + self.program.buffers[name].nbytes
+            array = self.flat[base][offset:end].view(kind)
+            if base in self.constant:
+                array.flags.writeable = False
+            defined = self.defined[base][offset:end] if base in self.defined else None
+            found.append(Placed(array, offset % 256, name, defined))
+        return found
+
+    def _forget(self, kernel: CudaKernel, launch: Launch) -> None:
+        """A temp that is used for the first time is undefined, whatever lay there, but for temps whose place it takes over."""
+        spans = {
+            name: (offset, offset + self.program.buffers[name].nbytes)
             for name, (base, offset) in zip(kernel.buffers, launch.arguments, strict=True)
-        ]
-        copies = [part.copy().view(kind) for part, kind in zip(parts, step.types(kernel), strict=True)]
-        PtxKernel(module.ptx(kernel.name)).launch(launch.grid, launch.block, copies)
-        loop = program.loops[step.kernels.index(kernel)]
-        for name, part, copy in zip(kernel.buffers, parts, copies, strict=True):
-            if name in loop.writes():
-                part[:] = copy.view(np.uint8)
-    return [memory[name] for name in program.outputs]
+            if base == ARENA and self.step.memory.arena[name] == offset
+        }
+        for name, (start, end) in spans.items():
+            others = [span for other, span in spans.items() if other != name]
+            if name not in self.born and not any(start < stop and begin < end for begin, stop in others):
+                self.defined[ARENA][start:end] = False
+        self.born.update(spans)
 
 
 def mnist_artifact(rows: int = 8) -> Artifact:

@@ -86,6 +86,37 @@ def test_wide_products(kind: str, rng: np.random.Generator) -> None:
     )
 
 
+def signed(value: int, bits: int, kind: str) -> int:
+    """The lowest `bits` of a value, as a signed number or not."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if kind == "s32" and value >> (bits - 1) else value
+
+
+@pytest.mark.parametrize("right", ["s32", "u32"])
+@pytest.mark.parametrize("left", ["s32", "u32"])
+def test_dot_products(left: str, right: str, rng: np.random.Generator) -> None:
+    out = "s32" if "s32" in (left, right) else "u32"
+    inputs = [a.view(DTYPES[kind]) for a, kind in zip(integers("u32", rng), (left, right, out))]
+
+    def bytes_of(b: int, first: int, count: int) -> list[int]:
+        return [signed(b >> 8 * k, 8, right) for k in range(first, first + count)]
+
+    def four(a: int, b: int, c: int) -> int:
+        return c + sum(signed(a >> 8 * k, 8, left) * y for k, y in enumerate(bytes_of(b, 0, 4)))
+
+    check(f"dp4a.{left}.{right} %d, %a, %b, %c;", [left, right, out], inputs, out, four)
+    for part, first in (("lo", 0), ("hi", 2)):
+        check(
+            f"dp2a.{part}.{left}.{right} %d, %a, %b, %c;",
+            [left, right, out],
+            inputs,
+            out,
+            lambda a, b, c, first=first: (
+                c + sum(signed(a >> 16 * k, 16, left) * y for k, y in enumerate(bytes_of(b, first, 2)))
+            ),
+        )
+
+
 @pytest.mark.parametrize("kind", ["s32", "u32", "s64", "u64"])
 def test_division(kind: str, rng: np.random.Generator) -> None:
     a, b = integers(kind, rng, 2)

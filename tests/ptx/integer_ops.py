@@ -332,6 +332,28 @@ def _set(instr: Instr, machine: Machine) -> Action:
     return run
 
 
+@op("dp4a", "dp2a")
+def _dot(instr: Instr, machine: Machine) -> Action:
+    """Products of four bytes (dp4a) or two 16-bit halves and two bytes (dp2a, .lo or .hi), added to a 32-bit number."""
+    halves = instr.opcode == "dp2a"
+    kinds = [m for m in instr.mods if m in ("u32", "s32")]
+    out = "s32" if "s32" in kinds else "u32"
+    first = 2 if halves and instr.has("hi") else 0
+
+    def parts(values: np.ndarray, bits: int, kind: str, places: range) -> list[np.ndarray]:
+        wide = np.asarray(values, np.int64)
+        pieces = [(wide >> (bits * k)) & ((1 << bits) - 1) for k in places]
+        return [np.where(p >> (bits - 1), p - (1 << bits), p) for p in pieces] if kind == "s32" else pieces
+
+    def run(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        left = parts(a, 16, kinds[0], range(2)) if halves else parts(a, 8, kinds[0], range(4))
+        right = parts(b, 8, kinds[1], range(first, first + len(left)))
+        total = np.asarray(c, np.int64) + sum(x * y for x, y in zip(left, right, strict=True))
+        return total.astype(np.uint32).view(DTYPES[out])
+
+    return elementwise(instr, machine, run, ["b32", "b32", out], out)
+
+
 @op("selp")
 def _select(instr: Instr, machine: Machine) -> Action:
     kind = instr.type

@@ -23,17 +23,22 @@ SHARED_WINDOW = 0x7F00_0000_0000
 ALIGN = 256
 GAP = 256  # bytes that belong to nobody between two global arrays
 SHARED_GAP = 128  # the same between shared variables; a multiple of the banks, so that conflicts do not change
+DEFINED = {1: 0x01, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101}  # flags of elements whose bytes are all defined
 STATIC_SHARED_LIMIT = 48 * 1024
 SHARED_LIMIT = 227 * 1024
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An array argument that begins `offset` bytes after an aligned address, as a view into a larger array does."""
+    """An array argument that begins `offset` bytes after an aligned address, as a view into a larger array does.
+
+    defined: for each byte whether something was written to it; reading others is an error. None: all were. Updated.
+    """
 
     array: np.ndarray
     offset: int = 0
     name: str = "array"
+    defined: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.array.flags.c_contiguous:
@@ -120,6 +125,7 @@ class GlobalMemory(_Memory):
         for base, placed in self.arrays:
             array = placed.array
             self.bytes[base : base + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._freeze_defined()
         self.starts = np.array([start for start, _, _ in self.regions] or [0], np.int64)
         self.ends = np.array([end for _, end, _ in self.regions] or [0], np.int64)
         writeable = [any(p.array.flags.writeable for p in group) for _, _, group in self.regions]
@@ -132,9 +138,22 @@ class GlobalMemory(_Memory):
         )
         self.counters.watch(len(self.bytes))
 
+    def _freeze_defined(self) -> None:
+        """For each byte whether it was written to, seen as elements of each size too; None where all were."""
+        self.defined: dict[int, np.ndarray] | None = None
+        if all(placed.defined is None for _, placed in self.arrays):
+            return
+        flags = np.ones(len(self.bytes), bool)
+        for base, placed in self.arrays:
+            if placed.defined is not None:
+                flags[base : base + placed.array.nbytes] = placed.defined
+        self.defined = {size: flags.view(dtype) for size, dtype in RAW.items()}
+
     def finish(self) -> None:
         """Copy the buffer back into the writable arrays."""
         for base, placed in self.arrays:
+            if placed.defined is not None and self.defined is not None:
+                placed.defined[...] = self.defined[1][base : base + placed.array.nbytes] != 0
             if placed.array.flags.writeable:
                 raw = self.bytes[base : base + placed.array.nbytes]
                 placed.array.reshape(-1)[...] = raw.view(placed.array.dtype)
@@ -170,7 +189,20 @@ class GlobalMemory(_Memory):
         offset = self.locate(address, size * count, sel, False)
         self.counters.count_global("load", offset, size * count, sel)
         self._log("read", offset, size * count, sel)
-        return self.views[size][self.spread(offset // size, count)].reshape(-1, count)
+        cells = self.spread(offset // size, count)
+        if self.defined is not None:
+            self._check_defined(size, cells, count, sel)
+        return self.views[size][cells].reshape(-1, count)
+
+    def _check_defined(self, size: int, cells: np.ndarray, count: int, sel: Sel) -> None:
+        assert self.defined is not None
+        wrong = self.defined[size][cells] != DEFINED[size]
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            at = int(cells[k]) * size
+            start, _, group = self.regions[int(np.searchsorted(self.starts, at, side="right")) - 1]
+            text = f"uninitialised global memory read at byte {at - start} of {_describe(group)}"
+            raise self.lanes.fault(Uninitialised, text, int(self.lanes.ids(sel)[k // count]))
 
     def store(self, address: np.ndarray, values: np.ndarray, sel: Sel) -> None:
         """Store raw elements of shape (lanes, count)."""
@@ -178,13 +210,18 @@ class GlobalMemory(_Memory):
         offset = self.locate(address, size * count, sel, True)
         self.counters.count_global("store", offset, size * count, sel)
         self._log("write", offset, size * count, sel)
-        self.views[size][self.spread(offset // size, count)] = values.reshape(-1)
+        cells = self.spread(offset // size, count)
+        self.views[size][cells] = values.reshape(-1)
+        if self.defined is not None:
+            self.defined[size][cells] = DEFINED[size]
 
     def atomic_cells(self, address: np.ndarray, size: int, sel: Sel) -> tuple[np.ndarray, np.ndarray]:
         """The view to update and the index of each lane's element, after checks, logged as an atomic access."""
         offset = self.locate(address, size, sel, True)
         self.counters.count_global("atomic", offset, size, sel)
         self._log("atomic", offset, size, sel)
+        if self.defined is not None:
+            self._check_defined(size, offset // size, 1, sel)
         return self.views[size], offset // size
 
 

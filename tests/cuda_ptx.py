@@ -1,0 +1,147 @@
+"""PTX of emitted kernels for tests: every different text is compiled once, in this process and in those before it.
+
+numba-cuda takes 50 to 300 ms for a kernel. Tests meet the same kernel many times: in steps that differ elsewhere, and in
+run after run. A kernel is known by its text with the names taken out, the helpers that it calls, the types of its
+arguments, its block, the target, and the versions of the compilers.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+import tempfile
+import time
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fusegraph.codegen.cuda.helpers import helpers_source
+from fusegraph.codegen.cuda.kernel import CudaKernel
+from fusegraph.codegen.cuda.step import CudaStep
+from fusegraph.runtime.cuda_compile import DEFAULT_TARGET, CudaModule
+
+UNUSED_AFTER = 7 * 24 * 3600  # seconds, after which a kernel that no test has asked for is removed from the folder
+
+
+class PtxStore:
+    """PTX texts by key, in memory and, once `folder` is set, on disk."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.known: dict[str, str] = {}
+        self.compiled = 0
+
+    def use(self, folder: Path) -> None:
+        """Keep texts in `folder` too, without those that nobody has asked for in a while."""
+        self.folder = folder
+        limit = time.time() - UNUSED_AFTER
+        for path in folder.glob("*.ptx"):
+            if path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
+
+    def get(self, key: str) -> str | None:
+        """The text, if it is known."""
+        if key not in self.known and self.folder is not None:
+            path = self.folder / f"{key}.ptx"
+            try:
+                self.known[key] = path.read_text(encoding="utf-8")
+                os.utime(path)
+            except OSError:
+                return None
+        return self.known.get(key)
+
+    def put(self, key: str, text: str) -> None:
+        """Remember a text. The file appears whole or not at all: several processes test at once."""
+        self.known[key] = text
+        self.compiled += 1
+        if self.folder is None:
+            return
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False, encoding="utf-8") as file:
+            file.write(text)
+        os.replace(file.name, self.folder / f"{key}.ptx")
+
+
+STORE = PtxStore()
+
+
+class _Anonymous(ast.NodeTransformer):
+    """Numbers instead of the names of a function's arguments and variables."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        node.id = self.names.get(node.id, node.id)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = self.names[node.arg]
+        return node
+
+
+@cache
+def without_names(source: str) -> str:
+    """The text of a function without its name, docstring and comments, arguments and variables numbered."""
+    tree = ast.parse(source)
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    if ast.get_docstring(function) is not None:
+        del function.body[0]
+    own = [arg.arg for arg in function.args.args]
+    own += [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    function.name = "kernel"
+    return ast.unparse(_Anonymous({name: f"v{i}" for i, name in enumerate(dict.fromkeys(own))}).visit(tree))
+
+
+@cache
+def _compilers() -> str:
+    """What else the PTX depends on: versions of packages, and our own intrinsics."""
+    found = []
+    for package in ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    modules = map(
+        importlib.util.find_spec,
+        ("fusegraph.codegen.cuda.device", "fusegraph.codegen.cuda.intrinsics", CudaModule.__module__),
+    )
+    sources = [Path(str(spec.origin)).read_text(encoding="utf-8") for spec in modules if spec is not None]
+    return "\n".join(found + sources)
+
+
+def kernel_key(step: CudaStep, kernel: CudaKernel, target: str) -> str:
+    """What the PTX of a kernel depends on, as a digest."""
+    helpers = helpers_source(kernel.helpers)
+    parts = [without_names(kernel.source), *helpers, *step.types(kernel), str(kernel.threads), target, _compilers()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+class StepPtx:
+    """The PTX of a step's kernels for one target, compiled where it is not known."""
+
+    def __init__(self, step: CudaStep, target: str = DEFAULT_TARGET) -> None:
+        self.step, self.target = step, target
+        self._module: CudaModule | None = None
+
+    def ptx(self, kernel: CudaKernel) -> str:
+        """The PTX of one kernel. Its entry may bear the name of another kernel with the same text."""
+        key = kernel_key(self.step, kernel, self.target)
+        text = STORE.get(key)
+        if text is None:
+            if self._module is None:
+                self._module = CudaModule(self.step, self.target)
+            text = self._module.ptx(kernel.name)
+            STORE.put(key, text)
+        return text
+
+
+@lru_cache(maxsize=512)
+def interpreter(ptx: str) -> Any:
+    """A PtxKernel of the text: parsed once, launched often."""
+    from tests.ptx import PtxKernel
+
+    return PtxKernel(ptx)
