@@ -70,7 +70,7 @@ def emit_step(
     program = prepare(program, exact)
     names = cuda_names(program)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
-    memory = plan_memory(program)
+    memory = plan_memory(program, in_place=_one_thread_an_element)
     launches = tuple(
         _launch(kernel, memory) for kernel, loop in zip(kernels, program.loops, strict=True) if loop.points()
     )
@@ -94,6 +94,11 @@ def emit_kernel(
         if made is not None:
             return made
     return emit_nest(loop, program, names)
+
+
+def _one_thread_an_element(loop: Loop) -> bool:
+    """Where there are sums, all threads of a team read what one of them writes: not in the same memory."""
+    return not any(stage.reduces for stage in loop.stages)
 
 
 def _launch(kernel: CudaKernel, memory: MemoryPlan) -> Launch:
