@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from fusegraph.version import Version
 Array = np.ndarray[Any, Any]
 
 
-def run(version: Version, leaves: list[Any]) -> Any:
+def run(version: Version, leaves: list[Any], make: Callable[[Array], Tensor] = Tensor._make) -> Any:
     """Run a version on the parts of a call's arguments; gives what the function returns, and leaves gradients as it does.
+
+    make: what makes a tensor of an output.
 
     Raises UnsupportedError, before anything is changed, where memory that is overwritten is read-only or shared.
     """
@@ -44,7 +47,7 @@ def run(version: Version, leaves: list[Any]) -> Any:
         sources[position]._version += 1
         if arrays[position] is not sources[position]._value:
             np.copyto(sources[position]._value, arrays[position])
-    outputs = [Tensor._make(value) for value in made[: len(made) if version.joint is None else version.joint.count]]
+    outputs = [make(value) for value in made[: len(made) if version.joint is None else version.joint.count]]
     _leave_gradients(version, arguments, outputs)
     if version.joint is not None and version.backward is not None:
         version.joint.attach(version, sources, arrays, outputs, made, before)

@@ -40,7 +40,8 @@ MAX_REPEATS = 4  # signatures that are tried the short way before a key is made
 
 
 def compile(
-    target: Any = None,
+    function: Any = None,
+    /,
     *,
     backend: str = "cpu",
     fuse: bool = True,
@@ -48,6 +49,8 @@ def compile(
     verify: bool = False,  # noqa: A001
     disable: Sequence[str] = (),
     versions: int = DEFAULT_VERSIONS,
+    target: str | None = None,
+    precision: str = "float32",
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -62,18 +65,20 @@ def compile(
     verify    run the numpy reference beside every call and raise CompilerError at the first operation that differs
     disable   names of passes to leave out (see `fusegraph.passes.PIPELINE`)
     versions  how many signatures are kept; the one used longest ago goes first
+    target    of backend="cuda": "sm_75" ... "sm_120"; None: the GPU at hand (to look at code without one: "sm_90")
+    precision  of products on a GPU: "float32", or "tf32", "float16", "bfloat16" on tensor cores (sums stay float32)
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
     """
     if versions < 1:
         raise OptionError(f"versions must be at least 1, got {versions}")
-    options = Options(backend, fuse, exact, verify, tuple(disable))
-    if target is None:
-        return lambda function: Compiled(function, options, versions)
-    if not callable(target):
-        raise OptionError(f"fusegraph.compile takes a module or a function, got {type(target).__name__}")
-    return Compiled(target, options, versions)
+    options = Options(backend, fuse, exact, verify, tuple(disable), target, precision)
+    if function is None:
+        return lambda decorated: Compiled(decorated, options, versions)
+    if not callable(function):
+        raise OptionError(f"fusegraph.compile takes a module or a function, got {type(function).__name__}")
+    return Compiled(function, options, versions)
 
 
 class Compiled:
@@ -90,6 +95,11 @@ class Compiled:
         self.reasons: list[str] = []
         functools.update_wrapper(self, function, updated=())
         self._names = parameter_names(function)
+        self._run: Callable[..., Any] = run
+        if options.backend == "cuda":
+            from fusegraph.runtime.cuda.residency import run_on_device
+
+            self._run = run_on_device
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -116,7 +126,7 @@ class Compiled:
         version = self._last
         if version is None or version.key != key or not version.holds():
             version = self._version(key, leaves, rebuild)
-        result = run(version, leaves)
+        result = self._run(version, leaves)
         self._add_repeat(version, args, kwargs)
         return result
 

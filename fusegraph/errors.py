@@ -43,6 +43,18 @@ class UnsupportedError(FusegraphError, NotImplementedError):
     """A combination that is not supported, with what to use in its place."""
 
 
+class DeviceError(FusegraphError):
+    """The GPU or its driver reports an error.
+
+    out_of_memory: an allocation failed; everything else is as it was.
+    lost: this process cannot use the device any more (an illegal access in a kernel, say).
+    """
+
+    def __init__(self, message: str, *, out_of_memory: bool = False, lost: bool = False) -> None:
+        super().__init__(message)
+        self.out_of_memory, self.lost = out_of_memory, lost
+
+
 class StateError(FusegraphError):
     """Saved state does not fit the object that it is loaded into."""
 

@@ -20,7 +20,7 @@ def key_of(leaves: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     parts: list[Any] = [autograd.is_grad_enabled(), len(args), *kwargs]
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            parts.append((leaf._value.shape, leaf._value.dtype.num, leaf.requires_grad))
+            parts.append((leaf.shape, leaf.dtype.num, leaf.requires_grad))
         elif isinstance(leaf, np.ndarray):
             parts.append((leaf.shape, leaf.dtype.num, False))
         else:
