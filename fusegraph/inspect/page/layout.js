@@ -1,0 +1,109 @@
+"use strict";
+// Positions by dagre: each open group is laid out by itself, then takes part as one box in the layout of the group around it.
+// Many small layouts are much faster than one large one, and modules stay together.
+const HEAD = 20;
+const PAD = 9;
+
+FG.dagre = (boxes, edges, options) => {
+  const graph = new dagre.graphlib.Graph();
+  graph.setGraph({ nodesep: 14, ranksep: 24, edgesep: 8, marginx: PAD, marginy: PAD, ...options });
+  graph.setDefaultEdgeLabel(() => ({}));
+  for (const box of boxes) graph.setNode(box.key, { width: box.w, height: box.h });
+  for (const [from, to] of edges) graph.setEdge(from, to);
+  dagre.layout(graph);
+  for (const box of boxes) {
+    const at = graph.node(box.key);
+    box.x = at.x - box.w / 2;
+    box.y = at.y - box.h / 2;
+  }
+  const routes = new Map(edges.map(([from, to]) => [`${from}>${to}`, graph.edge(from, to).points]));
+  return { width: Math.max(0, graph.graph().width || 0), height: Math.max(0, graph.graph().height || 0), routes };
+};
+
+FG.sizeOf = (item) => {
+  if (item.group) return { w: Math.max(110, Math.min(250, FG.textWidth(`+ ${item.label}`, "name") + 22)), h: 38 };
+  const name = FG.nodeName(item.node);
+  if (item.node.op === "input" || FG.isScalarLeaf(item)) return { w: FG.textWidth(FG.leafText(item), "pill") + 18, h: 19 };
+  return { w: Math.max(64, Math.max(FG.textWidth(name, "name"), FG.textWidth(FG.shape(item.node.shape), "sub")) + 24), h: 34 };
+};
+FG.isScalarLeaf = (item) => item.key.includes("@");
+FG.leafText = (item) => FG.cut(item.node.op === "constant" ? String(item.node.attributes.value ?? "constant") : FG.nodeName(item.node), 30);
+
+// Gives every visible item x, y, w, h (relative to the drawing), and the routes of the edges of each open group.
+FG.layoutTree = (tree) => {
+  const byGroup = new Map(); // open group -> set of "from>to" keys of its children
+  const drawn = new Map();
+  for (const [from, to] of tree.edges) {
+    const [a, b] = [FG.shownAs(from), FG.shownAs(to)];
+    if (a === b) continue;
+    const [mine, theirs, group] = FG.meet(a, b);
+    if (!byGroup.has(group)) byGroup.set(group, new Set());
+    byGroup.get(group).add(`${mine.key}>${theirs.key}`);
+    const key = `${a.key}>${b.key}`;
+    if (!drawn.has(key)) drawn.set(key, { key, a, b, group, step: `${mine.key}>${theirs.key}`, pairs: [] });
+    drawn.get(key).pairs.push([from.node, to.node]);
+  }
+  FG.layoutGroup(tree.root, byGroup);
+  FG.placeGroup(tree.root, 0, 0);
+  return { items: FG.visible(tree.root), edges: [...drawn.values()], width: tree.root.w, height: tree.root.h };
+};
+
+FG.meet = (a, b) => {
+  const chain = new Map();
+  for (let at = a; at.parent; at = at.parent) chain.set(at.parent, at);
+  for (let at = b; at.parent; at = at.parent) if (chain.has(at.parent)) return [chain.get(at.parent), at, at.parent];
+  throw new Error("two items without a common group");
+};
+
+FG.layoutGroup = (group, byGroup) => {
+  const links = [...(byGroup.get(group) || [])].map((text) => text.split(">"));
+  const read = new Set(links.flat());
+  group.shown = group.children.filter((child) => child.group || !FG.isScalarLeaf(child) || read.has(child.key));
+  for (const child of group.shown) {
+    if (child.group && child.open) FG.layoutGroup(child, byGroup);
+    else Object.assign(child, FG.sizeOf(child));
+  }
+  const { width, height, routes } = FG.dagre(group.shown, links);
+  group.routes = routes;
+  group.w = Math.max(width, group.parent ? FG.textWidth(group.label, "name") + 40 : 0);
+  group.h = height + (group.parent ? HEAD : 0);
+};
+
+FG.placeGroup = (group, x, y) => {
+  group.ox = x;
+  group.oy = y + (group.parent ? HEAD : 0);
+  for (const child of group.shown) {
+    child.x += group.ox;
+    child.y += group.oy;
+    if (child.group && child.open) FG.placeGroup(child, child.x, child.y);
+  }
+};
+
+FG.visible = (group) => group.shown.flatMap((child) => (child.group && child.open ? [child, ...FG.visible(child)] : [child]));
+
+FG.route = (edge) => {
+  const points = edge.group.routes.get(edge.step).map((p) => ({ x: p.x + edge.group.ox, y: p.y + edge.group.oy }));
+  const start = { x: edge.a.x + edge.a.w / 2, y: edge.a.y + edge.a.h };
+  const end = { x: edge.b.x + edge.b.w / 2, y: edge.b.y };
+  const nested = (item) => item.parent !== edge.group;
+  if (nested(edge.a)) points.splice(0, 1, start, ...(points[0].y > start.y ? [points[0]] : []));
+  if (nested(edge.b)) points.splice(-1, 1, ...(points.at(-1).y < end.y ? [points.at(-1)] : []), end);
+  return FG.curve(points);
+};
+
+// A smooth line: straight ends, quadratic bends at the points between.
+FG.curve = (points) => {
+  const text = (p) => `${p.x.toFixed(1)} ${p.y.toFixed(1)}`;
+  let path = `M${text(points[0])}`;
+  for (let i = 1; i < points.length - 1; i += 1) {
+    const [p, q] = [points[i], points[i + 1]];
+    const end = i === points.length - 2 ? q : { x: (p.x + q.x) / 2, y: (p.y + q.y) / 2 };
+    path += `Q${text(p)} ${text(end)}`;
+  }
+  if (points.length === 2) {
+    const [p, q] = points;
+    const middle = (p.y + q.y) / 2;
+    path += `C${text({ x: p.x, y: middle })} ${text({ x: q.x, y: middle })} ${text(q)}`;
+  }
+  return path;
+};
