@@ -50,9 +50,9 @@ def signature(name: str, parameters: Sequence[str]) -> list[str]:
     return bracketed(f"def {name}(", parameters, "):", WIDTH)
 
 
-def docstring(loop: Loop, names: ProgramNames, how: str = "") -> list[str]:
-    """What was fused, where the user wrote it, how it runs, and a table of the parameters."""
-    buffers = [names.buffer(buffer) for buffer in kernel_buffers(loop)]
+def docstring(loop: Loop, names: ProgramNames, how: str = "", hidden: frozenset[str] = frozenset()) -> list[str]:
+    """What was fused, where the user wrote it, how it runs, and a table of the parameters (without `hidden` buffers)."""
+    buffers = [names.buffer(buffer) for buffer in kernel_buffers(loop) if buffer not in hidden]
     written = set(loop.writes())
     rows = [
         (

@@ -159,14 +159,17 @@ class CudaExpressionWriter(ExpressionWriter):
     def _load_text(self, node: Expr, phase: Phase) -> Text:
         if node in self.registers:
             return self.registers[node]()
-        at = self.position(self.flat_index(node), phase.index_uses)
-        element = Text(f"{self.names.buffers[node.attribute.buffer]}[{at}]", ATOM)
+        element = Text(self.element_text(node.attribute.buffer, self.flat_index(node), phase.index_uses), ATOM)
         if node.dtype.kind == "b":
             element = Text(f"({element.source} != 0)", ATOM)
         if not node.attribute.mask:
             return element
         condition = self.texts[self.mask_value(node.attribute.mask)].at_least(TERNARY + 1)
         return Text(f"{element.source} if {condition} else {constant_text(0, node.dtype).source}", TERNARY)
+
+    def element_text(self, buffer: str, index: Index, uses: Counter[Index], longest: int = _LONG_INDEX) -> str:
+        """An element of a buffer, where it lies in memory."""
+        return f"{self.names.buffers[buffer]}[{self.position(index, uses, longest)}]"
 
     def position(self, index: Index, uses: Counter[Index], longest: int = _LONG_INDEX) -> str:
         """The text of a flat index; one that is read more than once, or is longer than `longest`, gets a variable."""

@@ -19,6 +19,7 @@ from fusegraph.codegen.cuda.nest_column import ColumnWriter
 from fusegraph.codegen.cuda.nest_map import MapWriter, ThreadWriter
 from fusegraph.codegen.cuda.nest_plan import WARP, NestPlan, plan_nest
 from fusegraph.codegen.cuda.nest_row import RowWriter
+from fusegraph.codegen.cuda.nest_rows import on_chip, private_temps
 from fusegraph.codegen.cuda.nest_writer import NestWriter
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.loops import Loop, Program
@@ -35,11 +36,11 @@ _WRITERS: dict[str, type[NestWriter]] = {
 
 def emit_nest(loop: Loop, program: Program, names: ProgramNames) -> CudaKernel:
     """The kernel of a loop of schedule "nest" (or of any loop without "add" stores)."""
-    plan = plan_nest(loop, program.buffers)
+    plan = on_chip(plan_nest(loop, program.buffers), program.buffers, private_temps(loop, program))
     writer = _WRITERS[plan.kind](plan, names)
     if plan.points:
         writer.write()
-    return writer.finish((plan.blocks, 1, 1), (plan.block, 1, 1), _how(plan))
+    return writer.finish((plan.blocks, 1, 1), (plan.block, 1, 1), _how(plan), plan.hidden)
 
 
 def _how(plan: NestPlan) -> str:

@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass, replace
 
 from fusegraph.errors import UnsupportedError
-from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
+from fusegraph.ir.index import Axis, Index, Indirect, flatten_index, unflatten_index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
-from fusegraph.ir.scalar import Expr, walk
+from fusegraph.ir.scalar import Expr, Load, walk
 
 WARP = 32
 BLOCK = 256
@@ -25,12 +25,21 @@ MOST_THREADS = 1 << 16  # threads of a grid-strided map that keep any card busy 
 FILLING_POINTS = 1 << 15  # that many points keep a card busy with one thread each
 FEW_BLOCKS = 264  # two blocks on each SM of an H100
 MOST_REGISTERS = 64  # elements of rows that a thread keeps
+SECTOR = 8  # elements of 4 bytes that memory moves at once
 LIMIT = (1 << 31) - 1  # index arithmetic is done in 32 bits
+
+Key = tuple[str, Index]  # a buffer and the number of an element
 
 
 @dataclass(frozen=True)
 class NestPlan:
-    """loop: with stage axes renamed so that stages of one shape share them. team: threads a point; teams: points a block."""
+    """How a loop runs.
+
+    loop    with stage axes renamed so that stages of one shape share them
+    team    threads a point; teams: points a block; vector: neighbours that a thread takes at once
+    kept    elements of rows that stay in registers; hidden: buffers that live only there; tiles: (buffer, elements of a
+            row) that pass through shared memory (nest_rows.py)
+    """
 
     loop: Loop
     kind: str
@@ -38,6 +47,9 @@ class NestPlan:
     team: int = 1
     teams: int = BLOCK
     vector: int = 1
+    kept: tuple[Key, ...] = ()
+    hidden: frozenset[str] = frozenset()
+    tiles: tuple[tuple[str, int], ...] = ()
 
     @property
     def block(self) -> int:
@@ -76,7 +88,7 @@ def plan_nest(loop: Loop, buffers: dict[str, Buffer]) -> NestPlan:
     loop = _shared_axes(loop)
     points, longest = loop.points(), max((extent(stage_axes(stage)) for stage in loop.stages), default=1)
     rows, columns = _directions(loop, buffers)
-    if longest < 5 or (not rows and points >= FILLING_POINTS) or (not rows and longest < 16 and points > 1):
+    if (longest < 5 and rows <= columns) or longest < 2 or (not rows and points >= FILLING_POINTS) or (not rows and longest < 16 and points > 1):
         return NestPlan(loop, "thread", points, 1, _block_of(points))
     if columns > rows and points > 1:
         return _column_plan(loop, points, longest)
@@ -101,12 +113,19 @@ def _row_plan(loop: Loop, points: int, longest: int, buffers: dict[str, Buffer])
     work = -(-longest // vector)
     if work <= WARP:
         team = max(_power(work), 2)
-    elif work <= 8 * WARP and points >= 512:
+    elif work <= 2 * WARP or (work <= 8 * WARP and (points >= 512 or length_is_ragged(longest))):
         team = WARP
     else:
         team = min(1024, max(_power(-(-work // 4)) if points >= FEW_BLOCKS else _power(work), 2 * WARP))
     teams = max(min(128 // team, _power(points)), WARP // team) if team <= WARP else 1
+    if team <= WARP and points >= SECTOR:
+        teams = max(teams, SECTOR)  # their rows, and one result a row, begin and end where a sector does
     return NestPlan(loop, "row", points, team, teams, vector)
+
+
+def length_is_ragged(length: int) -> bool:
+    """Whether rows of that many elements do not all begin with a sector."""
+    return length % SECTOR != 0
 
 
 def _power(n: int) -> int:
@@ -141,7 +160,21 @@ def _map_vector(loop: Loop, buffers: dict[str, Buffer], points: int) -> int:
         return 1
     places = quad_places(loop.space)
     stores = [(store.buffer, store.index) for stage in loop.stages for store in stage.stores]
-    return VECTOR if all(is_quad(flat(*store, buffers).substitute(places)) for store in stores) else 1
+    loads = [e.attribute for stage in loop.stages for e in walk(stage.expressions()) if e.op == "load"]
+    if not all(is_quad(flat(*store, buffers).substitute(places)) for store in stores):
+        return 1
+    # one by one, neighbours would be read by four requests to the same sectors
+    return 1 if any(_is_broken_quad(load, places, buffers) for load in loads) else VECTOR
+
+
+def _is_broken_quad(load: Load, places: dict[Axis, Index], buffers: dict[str, Buffer]) -> bool:
+    """Whether four points read neighbours, but not (or not always) four that can be read at once."""
+    index = flat(load.buffer, load.index, buffers)
+    if any(isinstance(atom, Indirect) for atom, _ in index.terms):
+        return False
+    place = index.substitute(places)
+    neighbours = LANE in place.axes and abs(place.coefficient(LANE)) <= 1
+    return neighbours and (bool(load.mask) or not is_quad(place))
 
 
 QUAD, LANE = Axis("quad", LIMIT // 4), Axis("lane", VECTOR)
@@ -161,6 +194,11 @@ def is_quad(index: Index) -> bool:
         return False
     rest = [(atom, c) for atom, c in index.terms if atom != LANE]
     return all(c % VECTOR == 0 and LANE not in Index(0, ((atom, 1),)).axes for atom, c in rest)
+
+
+def space_places(space: tuple[Axis, ...], point: Axis) -> dict[Axis, Index]:
+    """The axes of a space by the number of its point."""
+    return dict(zip(space, unflatten_index(Index.of(point), [axis.extent for axis in space]), strict=True))
 
 
 def flat(buffer: str, index: tuple[Index, ...], buffers: dict[str, Buffer]) -> Index:
@@ -204,7 +242,7 @@ def _directions(loop: Loop, buffers: dict[str, Buffer]) -> tuple[int, int]:
     """How many loads and stores run through neighbours along the stages' own axes, and how many along the space."""
     rows = columns = 0
     point = Axis("point", loop.points())
-    space = dict(zip(loop.space, unflatten_index(Index.of(point), [a.extent for a in loop.space]), strict=True))
+    space = space_places(loop.space, point)
     for stage in loop.stages:
         axes = stage_axes(stage)
         if extent(axes) < 2:
@@ -232,8 +270,8 @@ def _accesses(stage: Stage) -> list[tuple[str, tuple[Index, ...]]]:
 
 def row_vector(loop: Loop, buffers: dict[str, Buffer], length: int) -> int:
     """4 where the longest stages' stores can be made by 128 bits and at least one of their accesses is; else 1."""
-    if length % VECTOR or length < VECTOR * 8:
-        return 1
+    if length % VECTOR or length < VECTOR * 8 or (length_is_ragged(length) and length <= SECTOR * WARP):
+        return 1  # short rows of odd lengths pass through shared memory
     quads = 0
     for stage in loop.stages:
         axes = stage_axes(stage)

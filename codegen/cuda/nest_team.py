@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from fusegraph.codegen.cuda.nest_plan import LANE, VECTOR, WARP, NestPlan, extent, flat, stage_axes
+from fusegraph.codegen.cuda.nest_plan import LANE, SECTOR, VECTOR, WARP, Key, NestPlan, extent, flat, stage_axes
 from fusegraph.codegen.cuda.nest_writer import NestWriter
 from fusegraph.codegen.python_names import ProgramNames, axis_name
 from fusegraph.codegen.python_text import ATOM, Text
 from fusegraph.ir.index import Axis, Index, unflatten_index
 from fusegraph.ir.loops import Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, walk
-
-_MOST_SLOTS = 16
-_MOST_KEPT = 64
-
-Key = tuple[str, Index]
 
 
 @dataclass
@@ -63,7 +58,8 @@ class TeamWriter(NestWriter):
     def __init__(self, plan: NestPlan, names: ProgramNames) -> None:
         super().__init__(plan, names)
         self._member = "member"
-        self._thread = "thread"
+        self._skew = "skew"
+        self._thread, self._point = "thread", "point"
         self._valid: str | None = None
         self._hazards = Hazards()
         self._kept: dict[Key, str] = {}
@@ -78,7 +74,7 @@ class TeamWriter(NestWriter):
     def write(self) -> None:
         """Everything below the signature."""
         self._open_team()
-        self._choose_kept()
+        self._declare_kept()
         for stage in self.plan.loop.stages:
             spread = self._spread(stage)
             self._synchronize(stage, spread)
@@ -101,7 +97,7 @@ class TeamWriter(NestWriter):
         """Which point, and which member of its team, this thread is."""
         plan = self.plan
         thread, point = self.fresh("thread"), self.fresh("point")
-        self._thread = thread
+        self._thread, self._point = thread, point
         self.line(f"{thread} = uint32(cuda.threadIdx.x)")
         self._member = self.fresh("member") if plan.teams > 1 else thread
         if plan.teams == 1:
@@ -121,44 +117,24 @@ class TeamWriter(NestWriter):
         count = extent(axes)
         longest = max(extent(stage_axes(other)) for other in self.plan.loop.stages)
         vector = self.plan.vector if count == longest else 1
-        return Spread(
-            axes, count, vector, -(-count // (vector * self.plan.team)), bool(self._kept) and count == longest
-        )
+        return Spread(axes, count, vector, self._slots(count, vector), bool(self._kept) and count == longest)
 
-    def _choose_kept(self) -> None:
-        """Which elements of the longest stages' rows stay in registers: those that several stages read, or store and read."""
+    def _declare_kept(self) -> None:
+        """Arrays for the elements of a row that stay in this thread's registers."""
         longest = max(extent(stage_axes(stage)) for stage in self.plan.loop.stages)
-        slots = -(-longest // (self.plan.vector * self.plan.team))
-        seen: dict[Key, list[bool]] = {}
-        own_axes: frozenset[Axis] = frozenset()
-        for stage in self.plan.loop.stages:
-            axes = stage_axes(stage)
-            if extent(axes) != longest or longest < 2 or (own_axes and frozenset(axes) != own_axes):
-                continue
-            own_axes = frozenset(axes)
-            for key in dict.fromkeys(self._load_keys(stage)):
-                if key[1].axes & own_axes:
-                    seen.setdefault(key, []).append(False)
-            for store in stage.stores:
-                seen.setdefault(self._store_key(store), []).append(True)
-        written = {store.buffer: store for stage in self.plan.loop.stages for store in stage.stores}
-        chosen = [
-            key
-            for key, uses in seen.items()
-            if len(uses) > 1 and not all(uses) and self._keeps_its_value(key, uses, written)
-        ]
-        if len(chosen) * slots * self.plan.vector <= _MOST_KEPT and slots <= _MOST_SLOTS:
-            self._kept = {key: self.fresh(f"{self.names.buffers[key[0]]}_row") for key in chosen}
-            for key, name in self._kept.items():
-                self.declare(f"{name} = cuda.local.array({slots * self.plan.vector}, {self.element(key[0])})")
+        slots = self._slots(longest, self.plan.vector)
+        self._kept = {key: self.fresh(f"{self.names.buffers[key[0]]}_row") for key in self.plan.kept}
+        for key, name in self._kept.items():
+            self.declare(f"{name} = cuda.local.array({slots * self.plan.vector}, {self.element(key[0])})")
 
-    def _keeps_its_value(self, key: Key, uses: list[bool], written: dict[str, Store]) -> bool:
-        """Never overwritten; or first stored, once, and then only read."""
-        return key[0] not in written or (uses[0] and uses.count(True) == 1)
+    def _slots(self, count: int, vector: int) -> int:
+        """How often a thread's turn comes among `count` elements."""
+        latest = SECTOR // vector - 1 if self._is_skewed(count) else 0
+        return -(-(count // vector + latest) // self.plan.team)
 
-    def _load_keys(self, stage: Stage) -> list[Key]:
-        loads = [e for e in walk(stage.expressions()) if e.op == "load" and not e.attribute.mask]
-        return [(e.attribute.buffer, self.flat_index(e)) for e in loads]
+    def _is_skewed(self, count: int) -> bool:
+        """Whether threads take stages of `count` elements from where a sector begins, somewhat before the row does."""
+        return False
 
     def _store_key(self, store: Store) -> Key:
         return store.buffer, flat(store.buffer, store.index, self.names.program.buffers)
@@ -190,17 +166,19 @@ class TeamWriter(NestWriter):
         """The loops of one thread over its share of a stage. Gives the number of the point; the axes are placed."""
         level, team = len(self.blocks) - 1, self.plan.team
         name = self._group_name(spread)
-        step = None
+        step, skew = None, f" - {self._skew}" if self._is_skewed(spread.count) else ""
         if spread.slots == 1:
-            self.line(f"{name} = {self._member}")
-        elif spread.kept:
+            self.line(f"{name} = uint32({self._member}{skew})" if skew else f"{name} = {self._member}")
+        elif spread.kept or skew:
             self.open(f"for slot in range({spread.slots}):")
-            self.line(f"{name} = uint32(slot * {team} + {self._member})")
+            self.line(f"{name} = uint32(slot * {team} + {self._member}{skew})")
         else:
             self.line(f"{name} = {self._member}")
             self.open(f"while {name} < {spread.groups}:")
             step = f"{name} = uint32({name} + {team})"
-        conditions = [] if spread.groups % team == 0 or step is not None else [f"{name} < {spread.groups}"]
+        conditions = (
+            [] if (spread.groups % team == 0 and not skew) or step is not None else [f"{name} < {spread.groups}"]
+        )
         with self._only([*conditions, *([self._valid] if self._valid else [])]):
             group = Axis(name, spread.groups)
             self.axis_names[group], self.axis_levels[group] = name, len(self.blocks) - 1

@@ -134,9 +134,11 @@ class NestWriter(KernelWriter):
             uses = Counter(indices)
             values = [self._kept_value(*each) for each in zip(stage.stores, indices, values, strict=True)]
             for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
+                if store.buffer in self.plan.hidden:
+                    continue
                 self._write_store(store, index, value, quad, uses)
         for store, index, quad in zip(stage.stores, indices, quads, strict=True):
-            if quad:
+            if quad and store.buffer not in self.plan.hidden:
                 self._store_quad(store.buffer, index)
         self.forget_unstable()
 
@@ -145,14 +147,13 @@ class NestWriter(KernelWriter):
         return value
 
     def _write_store(self, store: Store, index: Index, value: Text, quad: bool, uses: Counter[Index]) -> None:
-        buffer, dtype = self.names.buffers[store.buffer], self.names.buffer(store.buffer).dtype
-        source = self.stored(value, dtype)
+        source = self.stored(value, self.names.buffer(store.buffer).dtype)
         if quad:
             self.assign(f"{self.quad_array(store.buffer)}[lane]", source)
             return
-        target = f"{buffer}[{self.position(index, uses)}]"
+        target = self.element_text(store.buffer, index, uses)
         if len(target) + len(source) + 4 > line_width(len(self.blocks) - 1):
-            target = f"{buffer}[{self.position(index, uses, longest=0)}]"
+            target = self.element_text(store.buffer, index, uses, longest=0)
         self.assign(target, source)
 
     def _store_quad(self, buffer: str, index: Index) -> None:

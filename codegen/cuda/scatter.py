@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from fusegraph.codegen.cuda.kernel import CudaKernel
-from fusegraph.codegen.cuda.nest_writer import NestWriter
 from fusegraph.codegen.cuda.nest_plan import BLOCK, NestPlan, extent, flat
+from fusegraph.codegen.cuda.nest_writer import NestWriter
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program, Stage

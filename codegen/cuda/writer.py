@@ -80,11 +80,14 @@ class KernelWriter(CudaExpressionWriter):
         """A line at the top of the kernel."""
         self.declarations.append(text)
 
-    def shared(self, name: str, count: int, dtype: Any) -> str:
-        """A shared array of `count` elements; gives its name. The shape stands in the text as a number."""
+    def shared(self, name: str, count: int, dtype: Any, aligned: bool = False) -> str:
+        """A shared array of `count` elements; gives its name. The shape stands in the text as a number.
+
+        aligned: for access by 128 bits.
+        """
         name = self.fresh(name)
         kind = dtype if isinstance(dtype, str) else memory_type(dtype)
-        self.declare(f"{name} = cuda.shared.array({count}, {kind})")
+        self.declare(f"{name} = cuda.shared.array({count}, {kind}{', alignment=16' if aligned else ''})")
         self.shared_bytes += count * {"int32": 4, "uint8": 1}.get(kind, 8 if kind.endswith("64") else 4)
         return name
 
@@ -158,13 +161,13 @@ class KernelWriter(CudaExpressionWriter):
 
     # -- the whole ------------------------------------------------------------------------------------------------------
 
-    def finish(self, grid: Dims, block: Dims, how: str) -> CudaKernel:
-        """The kernel."""
+    def finish(self, grid: Dims, block: Dims, how: str, hidden: frozenset[str] = frozenset()) -> CudaKernel:
+        """The kernel. hidden: buffers of the loop that it does not touch."""
         self.close(0)
-        buffers = kernel_buffers(self.loop)
+        buffers = tuple(name for name in kernel_buffers(self.loop) if name not in hidden)
         name = self.names.kernels[self.loop.name]
         head = signature(name, [self.names.buffers[buffer] for buffer in buffers])
-        text = docstring(self.loop, self.names, f"{_times(grid)} blocks of {_times(block)} threads: {how}")
+        text = docstring(self.loop, self.names, f"{_times(grid)} blocks of {_times(block)} threads: {how}", hidden)
         lines = [*head, *(f"    {line}".rstrip() for line in text)]
         lines += [f"    {line}" for line in self.declarations]
         lines += [*self.blocks[0].lines(4)]
