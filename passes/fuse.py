@@ -23,6 +23,7 @@ from fusegraph.passes.groups import Group, old_name
 from fusegraph.passes.index_checks import index_checks
 from fusegraph.passes.memory_roots import make_roots, name_inputs, storage
 from fusegraph.passes.merge import KernelGraph, merge_all
+from fusegraph.passes.order import ordered
 from fusegraph.passes.schedule import make_loop
 
 __all__ = ["FusionReport", "fuse"]
@@ -34,20 +35,20 @@ def fuse(graph: Graph, merge: bool = True) -> tuple[Program, FusionReport]:
     name_inputs(state)
     make_roots(state)
     groups = merge_all(state, KernelGraph(state)) if merge else KernelGraph(state)
-    program = _program(state, groups.ordered())
+    program = _program(state, ordered(groups))
     if os.environ.get("FUSEGRAPH_VERIFY") == "1":
         verify_program(program)
     scalar.clear_interned()
     return program, state.report
 
 
-def _program(state: FusionState, ordered: list[Group]) -> Program:
+def _program(state: FusionState, kernels: list[Group]) -> Program:
     readers: dict[str, int] = {}
-    for group in ordered:
+    for group in kernels:
         for name in group.reads():
             readers[name] = readers.get(name, 0) + 1
     loops: list[Loop] = []
-    for number, group in enumerate(ordered):
+    for number, group in enumerate(kernels):
         if any(axis.extent == 0 for axis in group.space) or (group.kind == "scatter" and group.work == 0):
             continue
         exported = frozenset(name for name in group.writes if _is_exported(state, group, name, readers))

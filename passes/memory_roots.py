@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fusegraph.ir import scalar
@@ -54,8 +54,11 @@ def make_roots(state: FusionState) -> None:
     chosen = choose_roots(state.graph)
     targets = _update_targets(state, set(chosen))
     outputs = {storage(node) for node in state.graph.outputs}
+    users, kept = state.graph.users(), {storage(node) for node in state.graph.results}
     for node in chosen:
-        if node in targets:
+        if node not in targets and node not in outputs and _adds_to_scatter(state, node, users, kept):
+            state.names[node] = state.names[node.inputs[0]]
+        elif node in targets:
             state.names[node] = state.names[targets[node]] + NEW
             state.buffers[state.names[node]] = replace(
                 state.buffers[state.names[targets[node]]], name=state.names[node], role="state"
@@ -68,6 +71,15 @@ def make_roots(state: FusionState) -> None:
             _scatter_base(state, maker, node)
         state.roots.append(maker.make(node, state.names[node]))
     _copies(state, maker, targets)
+
+
+def _adds_to_scatter(state: FusionState, node: Node, users: Mapping[Node, Sequence[Node]], kept: set[Node]) -> bool:
+    """Whether `node` is a scatter onto another's result, which nothing else reads: then it goes on in the same memory."""
+    if PRIMITIVES[node.op].kind != "scatter":
+        return False
+    onto = node.inputs[0]
+    scattered = onto.op != "input" and PRIMITIVES[onto.op].kind == "scatter" and onto in state.names
+    return scattered and len(users[onto]) == 1 and onto not in kept and state.buffers[state.names[onto]].role == "temp"
 
 
 def _update_targets(state: FusionState, roots: set[Node]) -> dict[Node, Node]:
@@ -142,7 +154,7 @@ def _reads_at_its_own_place(state: FusionState, roots: set[Node], old: Node, new
 def _scatter_base(state: FusionState, maker: RootMaker, node: Node) -> None:
     """A scatter adds to its base: unless that is the very memory, a first kernel copies it there."""
     target, source = state.names[node], node.inputs[0]
-    if source in state.names and state.names[source] == old_name(target):
+    if source in state.names and state.names[source] in (old_name(target), target):
         return
     state.roots.append(_base_root(maker, node, target))
 

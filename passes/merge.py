@@ -102,10 +102,6 @@ class KernelGraph:
                 del table[old]  # type: ignore[attr-defined]
         return number
 
-    def ordered(self) -> list[Group]:
-        """The kernels in the order in which they run."""
-        return [self.groups[number] for number in self.order()]
-
     def order(self) -> list[int]:
         """A topological order; among those that are ready, the one whose first root came first."""
         waiting = {number: len(before) for number, before in self.predecessors.items()}
