@@ -70,13 +70,14 @@ def cuda_texts(step: CudaStep, program: Program, target: str) -> Texts:
     """Source and PTX (for `target`) of each kernel; a loop that was split in two for the GPU has both."""
     from fusegraph.runtime.cuda_compile import CudaModule, missing
 
-    module = CudaModule(step, target) if not missing() else None
+    problem = missing()
+    module = None if problem else CudaModule(step, target)
     texts: Texts = {}
     for number, loop in enumerate(program.loops):
         kernels = [kernel for kernel in step.kernels if _owner(kernel.name, {loop.name}) is not None]
         texts[number] = {"cuda": "\n\n\n".join(kernel.source for kernel in kernels)}
-        if module is not None:
-            texts[number]["ptx"] = "\n".join(module.ptx(kernel.name) for kernel in kernels)
+        ptx = [module.ptx(kernel.name) for kernel in kernels] if module is not None else [f"// not compiled: {problem}"]
+        texts[number]["ptx"] = "\n".join(ptx)
     return texts
 
 

@@ -173,6 +173,8 @@ def run_on_device(version: Version, leaves: list[Any]) -> Any:
 
 def _settle(device: Device, captured: list[Tensor]) -> None:
     """Watch the captured tensors whose arrays nobody else holds; bring the others up to date on the host."""
+    if device.lost:
+        return  # what is watched stays so: a look at it says that its values are lost
     shared: list[Mirror] = []
     for tensor in captured:
         mirror = find(raw(tensor))
@@ -184,5 +186,4 @@ def _settle(device: Device, captured: list[Tensor]) -> None:
             shared.append(mirror)
     for mirror in shared:
         mirror.current = False
-    if not device.lost:
-        fetch(shared)
+    fetch(shared)
