@@ -59,7 +59,7 @@ FG.Canvas = class {
     const { x, y, k } = this.view;
     if (left * k + x >= 0 && right * k + x <= w && top * k + y >= 0 && bottom * k + y <= h && k > 0.35) return;
     const fits = Math.min((w - 40) / (right - left), (h - 40) / (bottom - top));
-    const next = Math.min(Math.max(fits, 0.45), Math.max(k, 0.75));
+    const next = Math.min(Math.max(fits, 0.6), Math.max(k, 0.8));
     const focus = fits >= next ? { x: (left + right) / 2, y: (top + bottom) / 2 } : { x: boxes[0].x + boxes[0].w / 2, y: boxes[0].y + boxes[0].h / 2 };
     this.view = { k: next, x: w / 2 - focus.x * next, y: h / 2 - focus.y * next };
     this.apply();

@@ -52,7 +52,9 @@ FG.report.programs.forEach(FG.prepare);
 
 FG.nodeName = (node) => (node.op === "input" ? node.name || node.attributes.name || `input ${node.id}` : node.op);
 FG.kernelTitle = (kernel) => {
-  const names = FG.unique(kernel.operations).filter((name) => !["reshape", "expand", "permute", "constant", "cast", "window"].includes(name));
+  const order = { contract: 0, gather: 1, reduce: 1 };
+  const names = FG.unique(kernel.operations).filter((name) => !["reshape", "expand", "permute", "constant", "cast", "window"].includes(name))
+    .sort((a, b) => (order[FG.kind(a)] ?? 2) - (order[FG.kind(b)] ?? 2));
   return names.length ? names.join(" + ") : FG.unique(kernel.operations).join(" + ") || "copy";
 };
 FG.place = (node) => (node.file ? `${FG.base(node.file)}:${node.line}` : "");

@@ -85,7 +85,7 @@ FG.snippet = (key, around = 2) => {
   return FG.el("div", {}, head, FG.el("div", { class: "code" }, FG.el("pre", {}, rows)));
 };
 
-FG.CODES = [["loop", "Loop program"], ["python", "Python"], ["llvm", "LLVM IR"], ["asm", "Assembly"], ["ptx", "PTX"]];
+FG.CODES = [["loop", "Loop program"], ["python", "Python"], ["cuda", "CUDA"], ["llvm", "LLVM IR"], ["asm", "Assembly"], ["ptx", "PTX"]];
 FG.codeTabs = (id) => {
   const head = FG.el("div", { class: "code-head" });
   const body = FG.el("div", { class: "code", tabindex: 0, "aria-label": "Generated code" }, FG.el("pre", { class: "muted" }, "…"));

@@ -82,7 +82,7 @@ FG.opEdge = (edge, canvas) => {
   const program = FG.program();
   const inside = edge.pairs.every(([from, to]) => from.kernels.some((id) => to.kernels.includes(id)));
   const refused = inside ? [] : FG.unique(edge.pairs.flatMap(([from, to]) => from.kernels.flatMap((a) => to.kernels.flatMap((b) => FG.refusedPairs(program).get(`${a}>${b}`) || []))));
-  const path = FG.svg("path", { class: `edge${inside ? " inside" : ""}${refused.length ? ` refused${FG.dear(refused)}` : ""}`, d: FG.route(edge), "marker-end": canvas.arrow });
+  const path = FG.svg("path", { class: `edge${FG.far(edge) ? " far" : ""}${inside ? " inside" : ""}${refused.length ? ` refused${FG.dear(refused)}` : ""}`, d: FG.route(edge), "marker-end": canvas.arrow });
   edge.element = path;
   return refused.length ? [path, FG.refusedTarget(path, refused, () => FG.select({ kind: "why", refusal: refused[0].number }))] : [path];
 };
@@ -113,20 +113,21 @@ FG.markOps = () => {
 
 FG.drawKernels = () => {
   const program = FG.program();
-  const boxes = program.kernels.map((kernel) => ({ key: String(kernel.id), kernel, w: 184, h: 50 }));
+  const boxes = program.kernels.map((kernel) => ({ key: String(kernel.id), kernel, w: 188, h: 50 }));
   const flows = new Map();
   for (const edge of program.edges) FG.addTo(flows, `${edge.from}>${edge.to}`, edge);
-  const { width, height, routes } = FG.dagre(boxes, [...flows.keys()].map((key) => key.split(">")), { nodesep: 18, ranksep: 34 });
+  const { width, height, routes } = FG.dagre(boxes, [...flows.keys()].map((key) => key.split(">")), { nodesep: 14, ranksep: 30, edgesep: 8 });
   const byKey = new Map(boxes.map((box) => [box.key, box]));
   const most = Math.max(1, ...program.kernels.map(FG.weight));
   FG.kernelEdges = [];
-  const paths = [...flows].flatMap(([key, edges]) => FG.kernelEdge(key, edges, FG.curve(routes.get(key))));
+  const ends = (key) => key.split(">").map((id) => byKey.get(id));
+  const paths = [...flows].flatMap(([key, edges]) => FG.kernelEdge(key, edges, routes.has(key) ? FG.curve(routes.get(key)) : FG.bow(...ends(key)), !routes.has(key)));
   const extra = [...FG.refusedPairs(program)].filter(([key]) => !flows.has(key)).flatMap(([key, refused]) => {
-    const [from, to] = key.split(">").map((id) => byKey.get(id));
-    return from && to ? FG.kernelEdge(key, [], FG.arc(from, to), refused) : [];
+    const [from, to] = ends(key);
+    return from && to ? FG.kernelEdge(key, [], FG.bow(from, to), true) : [];
   });
   for (const box of boxes) box.element = FG.kernelElement(box, most);
-  FG.kernelCanvas.show([...extra, ...paths, ...boxes.map((box) => box.element)], boxes, width, height);
+  FG.kernelCanvas.show([...extra, ...paths, ...boxes.map((box) => box.element)], boxes, width + (routes.size < flows.size ? 120 : 0), height);
   FG.kernelCanvas.fit();
   FG.byId("fused-count").textContent = `${program.kernels.length} kernels, ${FG.bytes(program.edges.reduce((sum, edge) => sum + edge.bytes, 0))} between them`;
   FG.markKernels();
@@ -136,19 +137,13 @@ FG.drawKernels = () => {
 FG.weight = (kernel) => kernel.time_ns ?? kernel.floor_ns ?? kernel.bytes_read + kernel.bytes_written;
 FG.timed = (program = FG.program()) => (program.kernels.some((kernel) => kernel.time_ns !== null) ? "measured" : program.kernels.some((kernel) => kernel.floor_ns !== null) ? "estimate" : null);
 FG.kernelTime = (kernel) => kernel.time_ns ?? kernel.floor_ns;
-FG.arc = (from, to) => {
-  const [x1, y1, x2, y2] = [from.x + from.w / 2, from.y + from.h / 2, to.x + to.w / 2, to.y + to.h / 2];
-  const bend = 0.18 * Math.hypot(x2 - x1, y2 - y1);
-  return `M${x1} ${y1}Q${(x1 + x2) / 2 + bend} ${(y1 + y2) / 2} ${x2} ${y2}`;
-};
-
-FG.kernelEdge = (key, edges, d) => {
+FG.kernelEdge = (key, edges, d, far) => {
   const [from, to] = key.split(">").map(Number);
   const refused = FG.refusedPairs(FG.program()).get(key) || [];
   const bytes = edges.reduce((sum, edge) => sum + edge.bytes, 0);
   const only = edges.length ? "" : " only";
   const width = edges.length ? 0.9 + Math.log10(1 + bytes / 1000) * 0.7 : 1;
-  const path = FG.svg("path", { class: `edge${refused.length ? ` refused${FG.dear(refused)}` : ""}${only}`, d, "marker-end": FG.kernelCanvas.arrow, style: { "stroke-width": `${width.toFixed(2)}px` } });
+  const path = FG.svg("path", { class: `edge${far ? " far" : ""}${refused.length ? ` refused${FG.dear(refused)}` : ""}${only}`, d, "marker-end": FG.kernelCanvas.arrow, style: { "stroke-width": `${width.toFixed(2)}px` } });
   FG.kernelEdges.push({ from, to, element: path });
   const hit = FG.svg("path", { class: `edge-hit${only}`, d });
   const moved = edges.map((edge) => `${edge.buffer}: ${FG.bytes(edge.bytes)}`);

@@ -4,20 +4,54 @@
 const HEAD = 20;
 const PAD = 9;
 
+const LONG_SPAN = 3; // layers; an edge over more (an activation kept for the backward part) is drawn as a bow beside the others
+
 FG.dagre = (boxes, edges, options) => {
   const graph = new dagre.graphlib.Graph();
   graph.setGraph({ nodesep: 14, ranksep: 24, edgesep: 8, marginx: PAD, marginy: PAD, ...options });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const box of boxes) graph.setNode(box.key, { width: box.w, height: box.h });
-  for (const [from, to] of edges) graph.setEdge(from, to);
+  const kept = FG.shortEdges(boxes, edges);
+  for (const [from, to] of kept) graph.setEdge(from, to);
   dagre.layout(graph);
   for (const box of boxes) {
     const at = graph.node(box.key);
     box.x = at.x - box.w / 2;
     box.y = at.y - box.h / 2;
   }
-  const routes = new Map(edges.map(([from, to]) => [`${from}>${to}`, graph.edge(from, to).points]));
+  const routes = new Map(kept.map(([from, to]) => [`${from}>${to}`, graph.edge(from, to).points]));
   return { width: Math.max(0, graph.graph().width || 0), height: Math.max(0, graph.graph().height || 0), routes };
+};
+
+// The edges that make the layout: all but the long ones, and of a box that has only long ones the shortest. Boxes come in
+// topological order of the program, except for cycles between groups, which dagre resolves.
+FG.shortEdges = (boxes, edges) => {
+  const rank = new Map(boxes.map((box) => [box.key, 0]));
+  const into = new Map();
+  for (const edge of edges) FG.addTo(into, edge[1], edge);
+  for (const box of FG.inOrder(boxes, edges)) for (const [from] of into.get(box) || []) rank.set(box, Math.max(rank.get(box), rank.get(from) + 1));
+  const span = ([from, to]) => Math.abs(rank.get(to) - rank.get(from));
+  const kept = new Set(edges.filter((edge) => span(edge) <= LONG_SPAN));
+  const touched = new Set([...kept].flat());
+  for (const edge of edges.filter((e) => !kept.has(e)).sort((a, b) => span(a) - span(b)))
+    if (!touched.has(edge[0]) || !touched.has(edge[1])) { kept.add(edge); edge.forEach((key) => touched.add(key)); }
+  return edges.filter((edge) => kept.has(edge));
+};
+FG.inOrder = (boxes, edges) => {
+  const missing = new Map(boxes.map((box) => [box.key, 0]));
+  const next = new Map();
+  for (const [from, to] of edges) { missing.set(to, missing.get(to) + 1); FG.addTo(next, from, to); }
+  const ready = boxes.map((box) => box.key).filter((key) => missing.get(key) === 0);
+  for (let i = 0; i < ready.length; i += 1)
+    for (const to of next.get(ready[i]) || []) { missing.set(to, missing.get(to) - 1); if (missing.get(to) === 0) ready.push(to); }
+  return ready; // without what stands on a cycle
+};
+
+// From side to side, bowed out: the longer, the wider.
+FG.bow = (from, to) => {
+  const [x1, y1, x2, y2] = [from.x + from.w, from.y + from.h / 2, to.x + to.w, to.y + to.h / 2];
+  const out = Math.max(x1, x2) + Math.min(150, 24 + 0.1 * Math.abs(y2 - y1));
+  return `M${x1.toFixed(1)} ${y1.toFixed(1)}C${out.toFixed(1)} ${y1.toFixed(1)} ${out.toFixed(1)} ${y2.toFixed(1)} ${(x2 + 1).toFixed(1)} ${y2.toFixed(1)}`;
 };
 
 FG.sizeOf = (item) => {
@@ -81,8 +115,13 @@ FG.placeGroup = (group, x, y) => {
 
 FG.visible = (group) => group.shown.flatMap((child) => (child.group && child.open ? [child, ...FG.visible(child)] : [child]));
 
+// Leaves its group: such edges are drawn faintly, they cross what is around.
+FG.far = (edge) => edge.a.parent !== edge.group || edge.b.parent !== edge.group || !edge.group.routes.has(edge.step);
+
 FG.route = (edge) => {
-  const points = edge.group.routes.get(edge.step).map((p) => ({ x: p.x + edge.group.ox, y: p.y + edge.group.oy }));
+  const route = edge.group.routes.get(edge.step);
+  if (!route) return FG.bow(edge.a, edge.b);
+  const points = route.map((p) => ({ x: p.x + edge.group.ox, y: p.y + edge.group.oy }));
   const start = { x: edge.a.x + edge.a.w / 2, y: edge.a.y + edge.a.h };
   const end = { x: edge.b.x + edge.b.w / 2, y: edge.b.y };
   const nested = (item) => item.parent !== edge.group;

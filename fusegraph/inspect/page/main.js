@@ -51,7 +51,7 @@ FG.setUpTools = () => {
   const tool = (label, title, action, pressed) => FG.el("button", { class: "tool", title, "aria-label": title, "aria-pressed": pressed, onclick: action }, label);
   const zoomers = (canvas) => [tool("−", "Zoom out (-)", () => canvas.zoom(0.8)), tool("+", "Zoom in (+)", () => canvas.zoom(1.25)), tool("Fit", "Show everything (0)", () => canvas.fit(true))];
   FG.byId("left-tools").append(
-    tool("Open all", "Open all modules", () => FG.setOpen(true)), tool("Close all", "Close all modules", () => FG.setOpen(false)),
+    tool("⊞", "Open all modules", () => FG.setOpen(true)), tool("⊟", "Close all modules", () => FG.setOpen(false)),
     tool("Scalars", "Show constants and scalars", (event) => { FG.state.scalars = !FG.state.scalars; event.target.setAttribute("aria-pressed", FG.state.scalars); FG.drawOps(); }, "false"));
   for (const canvas of [FG.opCanvas, FG.kernelCanvas]) canvas.holder.append(FG.el("div", { class: "zoom tools" }, zoomers(canvas)));
   FG.byId("right-tools").append(tool("Refused", "Show refused fusions, dashed", (event) => {

@@ -8,7 +8,7 @@ import html
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -31,13 +31,13 @@ SCRIPTS = (
 COMPRESS_FROM = 20_000  # characters of texts; shorter ones stay readable in the file
 CONTEXT = 8  # lines around each line of the user's program that go into the page
 
-Texts = Mapping[int | str, Mapping[str, str]]
+Texts = Mapping[Any, Mapping[str, str]]  # kernel id -> form -> text
 
 
 def render(report: Mapping[str, Any], texts: Sequence[Texts] | None, sources: Mapping[str, Sequence[str]]) -> str:
     """The page as one text of HTML, which fetches nothing and is the same for the same arguments.
 
-    report: `Explanation.to_dict()`. texts: for each program a mapping from kernel id to its forms ("loop", "python", "llvm",
+    report: `Explanation.to_dict()`. texts: for each program a mapping from kernel id to its forms ("loop", "python", "cuda", "llvm",
     "asm", "ptx"; None: no texts). sources: the lines of the files that the report's nodes name; only those near
     a node go into the page, and a missing file is no error. Raises KeyError when the report lacks a program's parts.
     """
@@ -57,7 +57,7 @@ def render(report: Mapping[str, Any], texts: Sequence[Texts] | None, sources: Ma
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
