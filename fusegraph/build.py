@@ -286,19 +286,27 @@ def _report(artifact: Artifact) -> bytes:
     return encode(program_report(artifact), artifact.source)
 
 
-def step_code(artifact: Artifact) -> Any:
-    """The LLVM IR of an artifact's fused program (codegen.cpu.step.StepCode)."""
+def step_code(artifact: Artifact, clock: str | None = None) -> Any:
+    """The LLVM IR of an artifact's fused program (codegen.cpu.step.StepCode); with notes of `clock`, for profiling."""
     from fusegraph.codegen.cpu.step import emit_step
     from fusegraph.runtime import llvm
     from fusegraph.runtime.executable import data_field
     from fusegraph.runtime.pool import barrier_ir
 
-    return emit_step(artifact.fused[0], llvm.target().vector_bits, barrier_ir(), artifact.options.exact, data_field())
+    bits, exact = llvm.target().vector_bits, artifact.options.exact
+    return emit_step(artifact.fused[0], bits, barrier_ir(), exact, data_field(), clock)
+
+
+def compiled_step(artifact: Artifact, clock: str) -> tuple[bytes, StepLayout]:
+    """Machine code of the same step with notes of `clock`, and its layout. Not kept anywhere."""
+    from fusegraph.runtime import llvm
+
+    step = step_code(artifact, clock)
+    return llvm.compile_ir(step.text), _layout(artifact.fused[0], step)
 
 
 def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     from fusegraph.runtime import llvm
-    from fusegraph.runtime.executable import Slot, StepLayout, data_field
 
     seconds = artifact.seconds
     clock = time.perf_counter()
@@ -311,10 +319,16 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
     code = llvm.compile_ir(step.text)
     seconds["llvm"] = time.perf_counter() - clock
+    return code, _layout(program, step)
+
+
+def _layout(program: Program, step: Any) -> StepLayout:
+    from fusegraph.runtime.executable import Slot, StepLayout, data_field
+
     slots = tuple(
         Slot(b.name, b.role, b.shape, b.dtype.name) for b in (program.buffers[name] for name in step.memory.externals)
     )
-    layout = StepLayout(
+    return StepLayout(
         slots,
         program.inputs,
         program.outputs,
@@ -327,7 +341,6 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
         program.checks,
         data_field(),
     )
-    return code, layout
 
 
 def text_without_locations(graph: Graph) -> str:

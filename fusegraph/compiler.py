@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusegraph import autograd, events, tree
 from fusegraph.build import Options, build
@@ -31,6 +31,12 @@ from fusegraph.signature import (
 from fusegraph.tensor import Tensor
 from fusegraph.trace import Trace, current_trace, tracing
 from fusegraph.version import Version
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fusegraph.inspect.explain import Explanation
+    from fusegraph.inspect.profile import Profile
 
 __all__ = ["Compiled", "Version", "compile"]
 
@@ -263,19 +269,40 @@ class Compiled:
         leaves, rebuild = tree.flatten((args, kwargs), Tensor)
         return self._version(key_of(leaves, args, kwargs), leaves, rebuild)
 
-    def explain(self, *args: Any, **kwargs: Any) -> Any:
-        """A report of the version for these arguments (or the last used): kernels, what was fused, what was refused and why."""
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """A report of the version for these arguments (or the last used): kernels, what was fused, what was refused and why.
+
+        With measured times, once `profile` has run for this version.
+        """
         from fusegraph.inspect.explain import Explanation
 
         version = self.compiled_for(*args, **kwargs)
-        return Explanation([version.artifact, *([version.backward] if version.backward is not None else [])])
+        return version.profiled or Explanation(version.artifacts)
 
-    def dump(self, folder: Any, *args: Any, **kwargs: Any) -> Any:
+    def profile(
+        self, *args: Any, steps: int = 30, warm_up: int = 3, threads: int | None = None, **kwargs: Any
+    ) -> Profile:
+        """Time every kernel of the version for these arguments: ns, GB/s, GFLOP/s, share of the machine's roofline, waiting.
+
+        It runs on copies, by code that is compiled for this alone: parameters and machine code stay as they are. `threads`: how
+        many to use (None: as many as calls use at present). The first profile on a machine measures it, for about a second.
+        Raises OptionError for wrong counts, UnsupportedError where kernels cannot be timed (backend "cuda").
+        """
+        from fusegraph.inspect.profile import profile
+
+        leaves, _ = tree.flatten((args, kwargs), Tensor)
+        arguments = [t for t in map(as_argument, leaves) if isinstance(t, Tensor)]
+        version = self.compiled_for(*args, **kwargs)
+        made = profile(version, arguments, steps, warm_up, threads)
+        version.profiled = made.explanation
+        return made
+
+    def dump(self, folder: Any, *args: Any, **kwargs: Any) -> list[Path]:
         """Write every stage of the version for these arguments (or the last used) into `folder`; gives the list of files."""
         from fusegraph.inspect.dump import dump
 
         version = self.compiled_for(*args, **kwargs)
-        return dump([version.artifact, *([version.backward] if version.backward is not None else [])], folder)
+        return dump(version.artifacts, folder, version.profiled)
 
 
 def _left_gradients(trace: Trace, arguments: list[Tensor], outputs: list[Tensor]) -> list[tuple[Any, int | None]]:

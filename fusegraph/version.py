@@ -36,6 +36,7 @@ class Version:
     joint: Joint | None = None
     backward: Artifact | None = None
     checked: int = -1
+    profiled: Any = None  # an Explanation with measured times, once `profile` has run
     calls: int = field(default=0)
     used: int = field(default_factory=now)
     signatures: list[tuple[Any, ...]] = field(init=False)
@@ -49,6 +50,11 @@ class Version:
             t for t in self.captured if t.requires_grad and type(t) is Tensor
         ]  # a Parameter reports a change itself
         self.dense = all(tensor._value.flags.c_contiguous for tensor in self.captured)
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """The program, and the backward one if there is one."""
+        return [self.artifact] if self.backward is None else [self.artifact, self.backward]
 
     def holds(self) -> bool:
         """Whether everything that the trace depended on is as it was."""

@@ -17,6 +17,7 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
+from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
 from fusegraph.ir.loops import Guard, Loop, Program
 
@@ -46,11 +47,17 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
 
 
 def emit_step(
-    program: Program, vector_bits: int, barrier_text: str, exact: bool = False, data_field: int | None = None
+    program: Program,
+    vector_bits: int,
+    barrier_text: str,
+    exact: bool = False,
+    data_field: int | None = None,
+    clock: str | None = None,
 ) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
     data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
+    clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
     """
     module = Module(vector_bits=vector_bits)
     kernels = _emit_kernels(module, program, vector_bits, exact)
@@ -58,7 +65,7 @@ def emit_step(
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
-    barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field)
+    barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field, clock)
     module.merge_equal()
     return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
 
@@ -85,6 +92,7 @@ def _emit_driver(
     guards: list[str],
     workspace: int,
     data_field: int | None,
+    clock: str | None = None,
 ) -> int:
     fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
     arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
@@ -100,7 +108,10 @@ def _emit_driver(
     scratch = fn.gep(mine, memory.local_bytes, "i8")
     for number, (guard, name) in enumerate(zip(program.guards, guards, strict=True)):
         _call_guard(fn, name, address[guard.buffer], number)
-    barriers = _call_kernels(fn, program, memory, kernels, address, scratch)
+    stamps = None
+    if clock is not None:
+        stamps = StepClock(fn, clock, TABLE_FIRST + len(memory.externals), len(kernels))
+    barriers = _call_kernels(fn, program, memory, kernels, address, scratch, stamps)
     fn.ret()
     return barriers
 
@@ -120,6 +131,7 @@ def _call_kernels(
     kernels: tuple[EmittedKernel, ...],
     address: dict[str, str],
     scratch: str,
+    stamps: StepClock | None = None,
 ) -> int:
     """Calls in order; a barrier before a kernel that touches what another thread wrote, or writes what another thread read.
 
@@ -132,10 +144,12 @@ def _call_kernels(
     }  # by every thread: a late one must not see new values
     read: dict[bool, set[Region]] = {True: checked, False: set()}
     count = 0
-    for loop, kernel in zip(program.loops, kernels, strict=True):
+    for number, (loop, kernel) in enumerate(zip(program.loops, kernels, strict=True)):
         reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
         writes = {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
         others = (True, False) if kernel.parallel else (True,)
+        if stamps is not None:
+            stamps.note(number, ARRIVED)
         if any(regions.clash(written[kind], reads | writes) or regions.clash(read[kind], writes) for kind in others):
             fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
             written, read = {True: set(), False: set()}, {True: set(), False: set()}
@@ -144,12 +158,16 @@ def _call_kernels(
         written[kernel.parallel] |= writes
         arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
         arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
+        if stamps is not None:
+            stamps.note(number, BEGUN)
         fn.comment(loop.name)
         if kernel.parallel:
             fn.emit(f"call void @{kernel.name}({arguments}, i64 %tid, i64 %nt)")
         else:
             with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
                 fn.emit(f"call void @{kernel.name}({arguments}, i64 0, i64 1)")
+        if stamps is not None:
+            stamps.note(number, ENDED)
     return count
 
 

@@ -10,6 +10,7 @@ from fusegraph.inspect.report import Report, lines_of
 
 if TYPE_CHECKING:
     from fusegraph.build import Artifact
+    from fusegraph.runtime.calibration import Calibration
 
 __all__ = ["Explanation", "bytes_text", "lines_of"]
 
@@ -74,15 +75,26 @@ class Explanation:
 
     def _collect(self) -> Report:
         import fusegraph
+        from fusegraph.runtime import calibration
 
+        machine = calibration.stored()
         phases = ("step",) if len(self.artifacts) == 1 else ("forward", "backward")
         programs = [a.report | {"phase": phase} for a, phase in zip(self.artifacts, phases, strict=True)]
+        for program in programs:
+            program["kernels"] = [kernel | {"floor_ns": _floor_ns(kernel, machine)} for kernel in program["kernels"]]
         return {
             "fusegraph": fusegraph.__version__,
             "name": self._name or programs[0]["name"],
             "backend": programs[0]["backend"],
             "programs": programs,
         }
+
+
+def _floor_ns(kernel: Report, machine: Calibration | None) -> float | None:
+    """The least time that a kernel can take on this machine; None where it has not been measured."""
+    if machine is None:
+        return None
+    return machine.roofline(kernel["threads"]).floor_ns(kernel["bytes_read"] + kernel["bytes_written"], kernel["flops"])
 
 
 def bytes_text(count: float) -> str:
