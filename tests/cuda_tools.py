@@ -13,9 +13,11 @@ from fusegraph import nn, optim
 from fusegraph.build import Artifact, Options, ReferenceExecutable
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.step import ARENA, CudaStep, Launch, emit_step
+from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.runtime.cuda_compile import DEFAULT_TARGET
 from tests.cuda_ptx import StepPtx, interpreter
+from tests.op_sheets import Sheet, compare
 
 Array = np.ndarray[Any, Any]
 POISON = 0xA5  # what the arena is filled with
@@ -36,6 +38,17 @@ def run_step(step: CudaStep, inputs: Sequence[Array], target: str = DEFAULT_TARG
         kernel = step.kernel(launch.kernel)
         interpreter(ptx.ptx(kernel)).launch(launch.grid, launch.block, memory.arguments(kernel, launch))
     return [memory.arrays[name] for name in step.program.outputs]
+
+
+def sheet_mismatches(sheet: Sheet, *, fuse: bool = True, exact: bool = False, elementwise: bool = False) -> list[str]:
+    """Which operations of a sheet give something else in emitted kernels than in the numpy reference."""
+    step = emit_step(artifact_of(sheet.graph, fuse).fused[0], exact)
+    inputs = [array.copy() for array in sheet.arrays]
+    got = run_step(step, inputs)
+    for before, after in zip(sheet.arrays, inputs, strict=True):
+        np.testing.assert_array_equal(before, after, "an input was overwritten")
+    wanted = interpret.run(sheet.graph, sheet.arrays)[0]
+    return compare([g.reshape(w.shape) for g, w in zip(got, wanted, strict=True)], wanted, sheet.labels, elementwise)
 
 
 class StepMemory:
