@@ -29,6 +29,7 @@ _COSTS = {
     "log": 45.0, "log1p": 48.0, "tanh": 50.0, "sigmoid": 35.0, "erf": 55.0, "sin": 60.0, "cos": 60.0, "pow": 120.0,
 }  # fmt: skip
 _LIGHT = 16.0  # instructions of a body that LLVM interleaves well by itself
+_LONG, _LONGEST = 50.0, 400.0  # instructions of a body that wants four registers a value; beyond that it is code size
 _STATIC_WEIGHT = 300  # but not if that makes more than about this many instructions
 
 
@@ -222,11 +223,14 @@ def _copies(weight: float, vectors: int, most: int = 4) -> int:
 
 
 def _wide_lanes(weight: float, extent: int, lanes: int) -> int:
-    """Two registers a value for long bodies, so that two independent chains hide each other's latency.
+    """Two or four registers a value for long bodies, so that independent chains hide each other's latency.
 
-    Two vectors side by side do not: LLVM's scheduler puts one after the other to save registers. 20 operations with
-    tanh, sigmoid and exp on Zen 3: 37 ns a register of points with one, 25 ns with two registers a value.
+    Vectors side by side do not: LLVM's scheduler puts one after the other to save registers. The longer the chain, the
+    less of it fits into the processor's window: 20 operations with tanh, sigmoid and exp take 34 ns for 8 points with
+    two registers a value on Zen 3, 25 ns with four; gelu 7.4 and 6.2 ns.
     """
+    if _LONG < weight <= _LONGEST and extent >= 8 * lanes and (extent % (4 * lanes) == 0 or extent >= 64 * lanes):
+        return 4 * lanes
     return 2 * lanes if weight > _LIGHT and extent >= 4 * lanes else lanes
 
 

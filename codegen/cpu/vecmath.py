@@ -98,13 +98,16 @@ class _Math(VectorOps):
 # exp and its kin
 
 
-def _reduce_exp(v: _Math, x: str) -> tuple[str, str]:
-    """x = n ln2 + r with |r| <= ln2/2: gives (integer vector with n in its low bits, expm1(r))."""
+def _reduce_exp(v: _Math, x: str, parts: int = 2) -> tuple[str, str]:
+    """x = n ln2 + r with |r| <= ln2/2: gives (integer vector with n in its low bits, expm1(r)).
+
+    `parts`: of ln2; one will do where exp(x) <= 1 is added to 1, so that its relative error matters less with every n.
+    """
     magic = v.constant(v.tables.magic)
     shifted = v.fma(x, v.constant(LOG2_E), magic)
     n = v.sub(shifted, magic)
     r = x
-    for part in v.tables.ln2:
+    for part in v.tables.ln2[:parts]:
         r = v.fma(n, v.constant(-part), r)
     return v.bits(shifted), v.fma(v.polynomial(r, v.tables.expm1), v.mul(r, r), r)
 
@@ -115,6 +118,18 @@ def _exp_in_range(v: _Math, x: str) -> str:
     half = v.ints.binary("lshr", n, v.ints.constant(1))
     scale = v.power_of_two(half)
     return v.mul(v.fma(expm1_r, scale, scale), v.power_of_two(v.ints.sub(n, half)))
+
+
+def _exp_of_negative(v: _Math, x: str) -> str:
+    """exp(x) for x <= 0 inside exp_range, or NaN."""
+    n, expm1_r = _reduce_exp(v, x)
+    away = v.tables.one_bits >> v.tables.mantissa_bits + 1
+    scale = v.power_of_two(n, times=away)
+    return v.mul(v.fma(expm1_r, scale, scale), v.constant(2.0**-away))
+
+
+def _is_negative(v: _Math, x: str) -> str:
+    return v.ints.compare("slt", v.bits(x), v.ints.constant(0))
 
 
 def _exp(v: _Math, x: str) -> str:
@@ -137,30 +152,27 @@ def _sigmoid(v: _Math, x: str) -> str:
 
     e - e q is e/(1+e) again, but with the rounding errors of q scaled down by e.
     """
-    e = _exp_in_range(v, v.maximum_constant(v.neg(v.unary("fabs", x)), v.tables.exp_range[0]))
+    e = _exp_of_negative(v, v.maximum_constant(v.neg(v.unary("fabs", x)), v.tables.exp_range[0]))
     quotient = v.div(e, v.add(e, v.constant(1.0)))
-    start = v.select(v.ints.compare("slt", v.bits(x), v.ints.constant(0)), e, v.constant(1.0))
+    start = v.select(_is_negative(v, x), e, v.constant(1.0))
     return v.fma(v.neg(start), quotient, start)
 
 
 def _tanh(v: _Math, x: str) -> str:
-    """x + x^3 p(x^2) near zero, 1 - 2 / (exp(2|x|) + 1) beyond."""
+    """(1 - e) / (1 + e) with e = exp(-2|x|); 1 - e is -expm1, which keeps a small relative error near zero."""
     magnitude = v.minimum_constant(v.unary("fabs", x), v.tables.tanh_one)
-    square = v.mul(magnitude, magnitude)
-    small = v.fma(v.mul(v.polynomial(square, v.tables.tanh), square), magnitude, magnitude)
-    n, expm1_r = _reduce_exp(v, v.add(magnitude, magnitude))
+    n, expm1_r = _reduce_exp(v, v.mul(magnitude, v.constant(-2.0)), parts=1)
     scale = v.power_of_two(n)
-    denominator = v.fma(scale, expm1_r, v.add(scale, v.constant(1.0)))
-    large = v.sub(v.constant(1.0), v.div(v.constant(2.0), denominator))
-    near = v.compare("olt", magnitude, v.constant(v.tables.tanh_split))
-    return v.with_sign_of(v.select(near, small, large), x)
+    numerator = v.fma(v.neg(scale), expm1_r, v.sub(v.constant(1.0), scale))
+    denominator = v.fma(scale, expm1_r, v.add(v.constant(1.0), scale))
+    return v.with_sign_of(v.div(numerator, denominator), x)
 
 
 def _erf(v: _Math, x: str) -> str:
     """x + x p(x^2) near zero, 1 - exp(q(|x|)) beyond."""
     magnitude = v.minimum_constant(v.unary("fabs", x), v.tables.erf_one)
     small = v.fma(v.polynomial(v.mul(magnitude, magnitude), v.tables.erf_small), magnitude, magnitude)
-    n, expm1_r = _reduce_exp(v, v.polynomial(magnitude, v.tables.erf_large))
+    n, expm1_r = _reduce_exp(v, v.polynomial(magnitude, v.tables.erf_large), parts=1)
     scale = v.power_of_two(n)
     large = v.fma(v.neg(scale), expm1_r, v.sub(v.constant(1.0), scale))
     near = v.compare("olt", magnitude, v.constant(v.tables.erf_split))

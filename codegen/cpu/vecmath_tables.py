@@ -32,12 +32,10 @@ class Tables:
     exp_range: tuple[float, float]  # exp is 0 below, inf above
     expm1_low: float  # expm1 rounds to -1 below
     tiny: float  # expm1(x) and log1p(x) round to x below
-    tanh_split: float
     tanh_one: float  # tanh rounds to 1 above
     erf_split: float
     erf_one: float
     expm1: tuple[float, ...]  # (expm1(r) - r) / r^2
-    tanh: tuple[float, ...]  # (tanh(x) - x) / x^3 in x^2, up to tanh_split
     erf_small: tuple[float, ...]  # (erf(x) - x) / x in x^2, up to erf_split
     erf_large: tuple[float, ...]  # log(1 - erf(x)), from erf_split to erf_one
     sin: tuple[float, ...]  # (sin(r) - r) / r^3 in r^2
@@ -59,12 +57,10 @@ FLOAT = Tables(
     exp_range=(-104.0, 89.0),
     expm1_low=-18.0,
     tiny=2.0**-25,
-    tanh_split=0.6,
     tanh_one=10.0,
     erf_split=0.83,
     erf_one=4.0,
     expm1=(0.49999997, 0.16666539, 0.041667745, 0.008367057, 0.0013838712),  # 2^-26.0
-    tanh=(-0.33333293, 0.13331753, -0.053767525, 0.020735987, -0.0058201975),  # 2^-28.1
     erf_small=(0.12837917, -0.3761259, 0.11282865, -0.026807288, 0.0050577037, -0.00063485187),  # 2^-27.1
     erf_large=(
         -5.6850615e-05, -1.1282713, -0.63614213, -0.10487638, 0.022697369, -0.003164887, 0.00020869868,
@@ -91,7 +87,6 @@ DOUBLE = Tables(
     exp_range=(-746.0, 710.0),
     expm1_low=-38.0,
     tiny=2.0**-54,
-    tanh_split=0.6,
     tanh_one=20.0,
     erf_split=0.83,
     erf_one=5.95,
@@ -100,11 +95,6 @@ DOUBLE = Tables(
         0.00019841269901402664, 2.4801587423631173e-05, 2.7557211958012776e-06, 2.755709573228404e-07,
         2.5125430280969997e-08, 2.1001256143574025e-09,
     ),  # 2^-57.5
-    tanh=(
-        -0.33333333333333043, 0.1333333333328782, -0.05396825394343436, 0.021869487859763562,
-        -0.008863224787982604, 0.0035920203058535665, -0.0014551220317374543, 0.0005868626459263254,
-        -0.00022969413237724414, 7.846070273474814e-05, -1.673276100312553e-05,
-    ),  # 2^-57.2
     erf_small=(
         0.1283791670955126, -0.3761263890318416, 0.11283791670977152, -0.02686617064979369,
         0.0052239776761096686, -0.0008548330235754835, 0.00012055459796926088, -1.4928855529288367e-05,
