@@ -78,9 +78,13 @@ def test_main_loop_of_the_register_tile(layout: str, target: str) -> None:
     """nvcc's own kernel has 512 FFMA among 562 instructions."""
     opcodes, needs = main_loop(dense(layout), target)
     assert (needs.spills, needs.stack) == (0, 0) and needs.registers <= 128
-    steps = part(opcodes, "FFMA") // 512
-    assert part(opcodes, "FFMA") == 512 * steps and steps >= 1
+    steps = part(opcodes, "FFMA") // 512  # of 8 sums each
+    assert part(opcodes, "FFMA") == 512 * steps and steps >= 2
     assert part(opcodes, "FFMA") / opcodes.total() >= (0.90 if target in ("sm_80", "sm_90") else 0.88)
-    assert vectors(opcodes, "LDS") == part(opcodes, "LDS") - part(opcodes, "LDSM") == 32 * steps
-    assert vectors(opcodes, "LDG") == part(opcodes, "LDG") == 2 * steps
+    assert vectors(opcodes, "LDS") == 32 * steps
+    assert part(opcodes, "LDS") <= 34 * steps  # ptxas puts a few LDS without effect beside cp.async
     assert part(opcodes, "DADD", "DMUL", "DFMA", "F2F") == 0
+    # operands come by 128 bits: where neighbours stay neighbours in shared memory without a detour through registers
+    at_once = 0 if target == "sm_75" else (layout[0] == "T") + (layout[1] == "N")
+    assert vectors(opcodes, "LDGSTS") == part(opcodes, "LDGSTS") == at_once * steps
+    assert vectors(opcodes, "LDG.E") == part(opcodes, "LDG.E") == (2 - at_once) * steps

@@ -16,9 +16,12 @@ from __future__ import annotations
 from fusegraph.codegen.cuda.contract_plan import plan_contract
 from fusegraph.codegen.cuda.contract_readable import ReadableWriter
 from fusegraph.codegen.cuda.contract_register import RegisterWriter
+from fusegraph.codegen.cuda.contract_writer import ContractWriter
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.loops import Loop, Program
+
+ASYNC_COPIES = (8, 0)  # the compute capability that has cp.async
 
 
 def emit_contract(
@@ -33,7 +36,11 @@ def emit_contract(
     plan = plan_contract(loop, program.buffers, readable)
     if plan is None:
         return None
-    writer = ReadableWriter(plan, names) if plan.tile.tall == plan.tile.wide == 1 else RegisterWriter(plan, names)
+    writer: ContractWriter
+    if plan.tile.tall == plan.tile.wide == 1:
+        writer = ReadableWriter(plan, names)
+    else:
+        writer = RegisterWriter(plan, names, at_once=capability >= ASYNC_COPIES)
     writer.write()
     tile = plan.tile
     how = f"{tile.rows} x {tile.columns} outputs a block, {tile.tall} x {tile.wide} a thread"

@@ -1,95 +1,70 @@
-"""The register tile: a thread makes tall x wide outputs, so that what it reads from shared memory is used several times.
-
-Two buffers a operand: the next parts are on their way from memory while the present ones are multiplied, and one barrier a
-step is enough.
-"""
+"""The register tile: a thread makes tall x wide outputs, so that what it reads from shared memory is used several times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from fusegraph.codegen.cuda.contract_copy import Copy
-from fusegraph.codegen.cuda.contract_writer import ContractWriter
+from fusegraph.codegen.cuda.contract_layout import Columns, Layout
+from fusegraph.codegen.cuda.contract_plan import Factor, Tile
+from fusegraph.codegen.cuda.contract_tiled import Copy, TiledWriter
 from fusegraph.codegen.cuda.helpers import helper_name
 from fusegraph.codegen.cuda.nest_plan import LANE, VECTOR
 from fusegraph.ir.index import Axis, Index
 
 
-class RegisterWriter(ContractWriter):
-    """tall x wide outputs a thread, double buffering."""
+class RegisterWriter(TiledWriter):
+    """tall x wide outputs a thread."""
 
-    def write(self) -> None:
-        """Everything below the signature."""
-        copies = self._begin()
-        start, sums = self.fresh("start"), self.contract.sizes[3]
-        for copy in copies:
-            copy.begin()
-            self._read_from(copy)
-            copy.load(None)
-            copy.store(0)
-        self.line("cuda.syncthreads()")
-        self.line(f"{start} = uint32(0)")
-        with self.block(f"while {start} < uint32({sums}):"):
-            self._step(copies, start, 0)
-            odd = -(-sums // self.tile.depth) % 2 == 1
-            with self.guard(f"{start} < uint32({sums})", not odd):
-                self._step(copies, start, 1)
-        self._epilogue()
+    shared_limit = 40 * 1024  # a third buffer of the large tile would only make its unrolled loop longer
 
-    def _begin(self) -> list[Copy]:
-        """The thread's outputs, all zero, and both operands' copies."""
-        self.open_block()
+    def begin_outputs(self) -> None:
+        """The thread's outputs, all zero."""
         tile = self.tile
-        across = tile.columns // tile.wide
+        across, count = tile.columns // tile.wide, tile.tall * tile.wide
         self.total = self.fresh("total")
-        self.declare(f"{self.total} = cuda.local.array({tile.tall * tile.wide}, {self.element_type})")
+        self.declare(f"{self.total} = cuda.local.array({count}, {self.element_type})")
         self.x, self.y = self.fresh("x"), self.fresh("y")
         kind = f"outer_product_{tile.tall}x{tile.wide}_{tile.rows}x{tile.columns}"
         self.helper = helper_name(kind, self.reduce.dtype)
         self.helpers.add((kind, self.reduce.dtype))
         self.line(f"{self.x} = uint32({self.thread} % {across})\n{self.y} = uint32({self.thread} // {across})")
-        self.row_start = self.variable(self.fresh("first_row"), f"uint32(cuda.blockIdx.y * {tile.rows})", 1)
-        self.column_start = self.variable(self.fresh("first_column"), f"uint32(cuda.blockIdx.x * {tile.columns})", 1)
-        copies = [
-            Copy(self, self.contract.left, "left", self.row_start.name, tile.rows, self.contract.sizes[1]),
-            Copy(self, self.contract.right, "right", self.column_start.name, tile.columns, self.contract.sizes[2]),
-        ]
-        with self.block(f"for i in range({tile.tall * tile.wide}):"):
-            self.line(f"{self.total}[i] = {self.zero}")
-        return copies
+        self.line(f"for i in range({count}):\n    {self.total}[i] = {self.zero}")
+        self._reads: dict[str, str] = {}
+
+    def pipeline_tile(self) -> Tile:
+        """Steps of 16 for the large tile: with steps of 8 its main loop has 89.6 to 90.6 % FFMA, so 91.1 to 91.8 %."""
+        return (
+            replace(self.tile, depth=max(self.tile.depth, 16)) if self.tile.tall == self.tile.wide == 8 else self.tile
+        )
 
     # -- the main loop --------------------------------------------------------------------------------------------------
 
-    def _read_from(self, copy: Copy) -> None:
-        """Where a thread's elements of a column (row) of the first buffer are."""
+    def layout(self, factor: Factor, outer: int) -> Layout:
+        """Columns; padded where neighbours of memory do not stay neighbours."""
+        return Columns(self.tile.depth, outer, VECTOR if factor.along == "sums" else 0)
+
+    def read_from(self, copy: Copy) -> None:
+        """Where the thread's elements of the first column (row) are."""
         thread, count = (self.y, self.tile.tall) if copy.name == "left" else (self.x, self.tile.wide)
         width = min(count, VECTOR)
-        copy.read = self.fresh(f"{copy.name}_read")
-        self.line(f"{copy.read} = uint32({thread} * {width})" if width > 1 else f"{copy.read} = {thread}")
+        self._reads[copy.name] = read = self.fresh(f"{copy.name}_read")
+        self.line(f"{read} = uint32({thread} * {width})" if width > 1 else f"{read} = {thread}")
 
-    def _step(self, copies: list[Copy], start: str, half: int) -> None:
-        """Fetch the next parts, multiply those in buffer `half`, put the next ones into the other buffer."""
-        self.line(f"{start} = uint32({start} + {self.tile.depth})")
-        with self.guard(f"{start} < uint32({self.contract.sizes[3]})"):
-            for copy in copies:
-                copy.load(start)
-        self._multiply(copies, half)
-        for copy in copies:
-            copy.store(1 - half)
-        self.line("cuda.syncthreads()")
-
-    def _multiply(self, copies: list[Copy], half: int) -> None:
+    def multiply(self, left: Copy, right: Copy, buffer: int) -> None:
         """depth times: read a column of the left part and a row of the right one, add their outer product."""
-        name, left, right = self.helper, *copies
         for step in range(self.tile.depth):
-            places = [f"{copy.read} + {half * copy.size + step * copy.stride}" for copy in copies]
+            places = [
+                f"{self._reads[copy.name]} + {buffer * copy.layout.size + step * copy.layout.k_step}"
+                for copy in (left, right)
+            ]
             places = [place.removesuffix(" + 0") for place in places]
-            self.line(f"{name}({self.total}, {left.shared}, {places[0]}, {right.shared}, {places[1]})")
+            self.line(f"{self.helper}({self.total}, {left.shared}, {places[0]}, {right.shared}, {places[1]})")
 
     # -- the outputs ----------------------------------------------------------------------------------------------------
 
-    def _epilogue(self) -> None:
+    def write_tile(self) -> None:
         """Four outputs (or one) at a time; the rest move up, so that registers are never indexed by a variable."""
         tile, plan = self.tile, self.contract
         width, outputs = min(tile.wide, VECTOR), tile.tall * tile.wide

@@ -9,6 +9,7 @@ from fusegraph.codegen.cuda.contract_plan import ContractPlan, Factor
 from fusegraph.codegen.cuda.nest import NestWriter
 from fusegraph.codegen.cuda.nest_plan import NestPlan
 from fusegraph.codegen.cuda.ops import cast_text
+from fusegraph.codegen.python_layout import line_width
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.ir.index import Axis, Index, unflatten_index
 
@@ -66,6 +67,16 @@ class ContractWriter(NestWriter):
     def inside(self, *bounds: tuple[str, int, int]) -> str:
         """Conditions `name < size`; none where `size` is a multiple of the tile's step."""
         return " and ".join(f"{name} < {size}" for name, size, step in bounds if size % step)
+
+    def call(self, name: str, arguments: list[str]) -> None:
+        """A call, over several lines if need be."""
+        text = f"{name}({', '.join(arguments)})"
+        width = line_width(len(self.blocks) - 1)
+        if len(text) > width:
+            inner = ", ".join(arguments)
+            inner = inner if len(inner) + 4 <= width else ",\n    ".join(arguments) + ","
+            text = f"{name}(\n    {inner}\n)"
+        self.line(text)
 
     # -- values ---------------------------------------------------------------------------------------------------------
 

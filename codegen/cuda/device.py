@@ -85,3 +85,73 @@ def atomic_add(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return signature, generate
+
+
+# -- asynchronous copies to shared memory, compute capability 8.0 and later -------------------------------------------------
+
+
+def _shared_address(context: Any, builder: Any, kind: Any, base: Any, index_kind: Any, index: Any) -> Any:
+    """The 32-bit address of an element of a shared array."""
+    pointer = _element(context, builder, kind, base, index_kind, index)
+    if pointer.type.addrspace != 3:
+        pointer = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, 3))
+    return builder.ptrtoint(pointer, ir.IntType(32))
+
+
+def _copy(name: str, count: int, conditional: bool) -> Any:
+    """The intrinsic that copies `count` elements of 4 bytes; conditional: zeros, and nothing is read, where it is not so."""
+    level, size = ("cg", 16) if count == 4 else ("ca", 4)
+
+    def typed(typingctx: Any, target: Any, at: Any, source: Any, index: Any, *inside: Any) -> Any:
+        signature = types.void(target, at, source, index, *inside)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            to = _shared_address(context, builder, kinds[0], args[0], kinds[1], args[1])
+            operands = [to, _element(context, builder, kinds[2], args[2], kinds[3], args[3])]
+            text = f"cp.async.{level}.shared.global [$0], [$1], {size}"
+            if conditional:
+                operands.append(builder.select(args[4], ir.IntType(32)(size), ir.IntType(32)(0)))
+                text += ", $2"
+            kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+            constraints = ",".join(["r", "l", "r"][: len(operands)] + ["~{memory}"])
+            builder.call(ir.InlineAsm(kind, f"{text};", constraints, side_effect=True), operands)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    def plain(typingctx: Any, target: Any, at: Any, source: Any, index: Any) -> Any:
+        return typed(typingctx, target, at, source, index)
+
+    def where(typingctx: Any, target: Any, at: Any, source: Any, index: Any, inside: Any) -> Any:
+        return typed(typingctx, target, at, source, index, inside)
+
+    chosen = where if conditional else plain
+    chosen.__name__ = chosen.__qualname__ = name
+    return intrinsic(chosen)
+
+
+def _order(name: str, text: str) -> Any:
+    """The intrinsic of an instruction without operands."""
+
+    def typed(typingctx: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(ir.InlineAsm(kind, text, "~{memory}", side_effect=True), [])
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    typed.__name__ = typed.__qualname__ = name
+    return intrinsic(typed)
+
+
+# target[at : at + n] = source[index : index + n] for n = 1, or 4 at multiples of 4, some time before its group is waited for;
+# the `where` forms take a last argument, and write zeros without reading where it is false
+copy1_async = _copy("copy1_async", 1, False)
+copy4_async = _copy("copy4_async", 4, False)
+copy1_async_where = _copy("copy1_async_where", 1, True)
+copy4_async_where = _copy("copy4_async_where", 4, True)
+commit_copies = _order("commit_copies", "cp.async.commit_group;")  # those since the last commit are a group
+wait_copies = _order("wait_copies", "cp.async.wait_group 0;")  # until all of this thread's groups have landed
+wait_older_copies = _order("wait_older_copies", "cp.async.wait_group 1;")  # all but the last one committed

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 
+from fusegraph.codegen.cuda.intrinsics import INTRINSICS
+
 FLOATS = {"float32", "float64"}
 NARROW = {"uint32", "int32"}
 
@@ -29,7 +31,7 @@ class _Checker(ast.NodeVisitor):
         self.found: list[str] = []
         self._where, self._device = function.name, bool(function.decorator_list)
         self._known = known | FLOATS | NARROW | {
-            "int64", "uint8", "uint64", "range", "abs", "min", "max", "load4", "store4", "atomic_add",
+            "int64", "uint8", "uint64", "range", "abs", "min", "max", *INTRINSICS,
         }  # fmt: skip
         self._global = set() if self._device else {argument.arg for argument in function.args.args}
         for statement in function.body:
@@ -56,8 +58,9 @@ class _Checker(ast.NodeVisitor):
             self._report(node, "the shape of a shared or local array is not a number")
         if name and name not in self._known:
             self._report(node, f"call of {name}, which is not known")
-        if name in ("load4", "store4", "atomic_add") and isinstance(node.args[0], ast.Name):
-            self._check_index(node, node.args[0].id, node.args[1])
+        pointer = INTRINSICS.get(name)
+        if pointer is not None and isinstance(node.args[pointer], ast.Name):
+            self._check_index(node, node.args[pointer].id, node.args[pointer + 1])
         self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fusegraph.codegen.cuda.helpers import HELPER_NAMES
+from fusegraph.codegen.cuda.intrinsics import INTRINSICS
 from fusegraph.codegen.python_names import ProgramNames, identifier, unused
 from fusegraph.dtypes import SUPPORTED
 from fusegraph.ir.loops import Program
 
-RESERVED = HELPER_NAMES | set(SUPPORTED) | {"cuda", "math", "libdevice", "uint64", "load4", "store4", "atomic_add"}
+RESERVED = HELPER_NAMES | set(SUPPORTED) | {"cuda", "math", "libdevice", "uint64", *INTRINSICS}
 _VARIABLES = {"lane", "slot", "part"}  # loop variables with fixed names
 
 

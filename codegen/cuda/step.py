@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fusegraph.codegen.cuda.contract import emit_contract
 from fusegraph.codegen.cuda.helpers import helpers_source
+from fusegraph.codegen.cuda.intrinsics import import_line
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.names import cuda_names
 from fusegraph.codegen.cuda.nest import emit_nest
@@ -109,13 +110,13 @@ def _launch(kernel: CudaKernel, memory: MemoryPlan) -> Launch:
 _IMPORTS = """import math
 
 from numba import cuda, float32, float64, int32, int64, uint8, uint32, uint64
-from numba.cuda import libdevice
-
-from fusegraph.codegen.cuda.device import atomic_add, load4, store4"""
+from numba.cuda import libdevice"""
 
 
 def module_source(program: Program, names: ProgramNames, kernels: tuple[CudaKernel, ...]) -> str:
     """The text of a module that numba-cuda can compile: helpers, then the kernels."""
     helpers = helpers_source(helper for kernel in kernels for helper in kernel.helpers)
-    parts = [f"{program_header(program, names)}\n\n{_IMPORTS}", *helpers, *(kernel.source for kernel in kernels)]
+    parts = [*helpers, *(kernel.source for kernel in kernels)]
+    imports = f"{_IMPORTS}\n\n{import_line(' '.join(parts))}"
+    parts = [f"{program_header(program, names)}\n\n{imports}", *parts]
     return "\n\n\n".join(parts) + "\n"
