@@ -140,12 +140,13 @@ def _classified(loop: Loop, narrow: Operand, wide: Operand, column: Axis) -> Con
 
 
 def merge_axes(
-    found: Contraction, program: Program, *, plain_columns: bool, plain_rows: bool, merge_sums: bool
-) -> Contraction:
+    found: Contraction, program: Program, *, plain_columns: bool, plain_rows: bool, merge_sums: bool,
+    apart: frozenset[Axis] = frozenset(),
+) -> Contraction:  # fmt: skip
     """Merge neighbouring axes of a class wherever every index of the output stays affine.
 
     Without `plain_columns` the wide operand may come to hold // and % of merged columns (it is then gathered), without
-    `plain_rows` the narrow operand of merged rows (a table of offsets then stands for the row's stride).
+    `plain_rows` the narrow operand of merged rows (a table of offsets then stands for the row's stride). The axes `apart` are not merged.
     """
     groups = ("columns", "rows", "sums") if merge_sums else ("columns", "rows")
     while True:
@@ -153,6 +154,8 @@ def merge_axes(
         for group, outer, inner in _neighbours(found, groups):
             plain = [found.narrow.flat] if plain_rows or group != "rows" else []
             plain += [found.wide.flat] if plain_columns or group != "columns" else []
+            if outer in apart or inner in apart:
+                continue
             if all(_is_one_axis(index, outer, inner) for index in (*outputs, *plain)):
                 found = _merged(found, outer, inner)
                 break

@@ -80,10 +80,13 @@ class Staging:
         return Operand(self.buffer, flat)
 
 
-def plan_staging(operand: Operand, program: Program, apart: Iterable[Axis]) -> Staging | None:
+def plan_staging(
+    operand: Operand, program: Program, apart: Iterable[Axis], innermost: Axis | None = None
+) -> Staging | None:
     """A staging of `operand`, or None if its mask is not one of bounds on separate directions.
 
     Directions that run along the axes `apart` alone are not part of the copy: it is made for each point of those.
+    `innermost`: the axis that the copy's neighbours lie along; None: as in the source.
     """
     found = _masked_dimensions(operand)
     if found is None:
@@ -99,7 +102,7 @@ def plan_staging(operand: Operand, program: Program, apart: Iterable[Axis]) -> S
             free = free + Index.of(atom) * factor
         else:
             dimensions.append(Dimension(Index.of(atom), 0, atom.extent, factor, 1, 0, atom.extent))
-    staging = _laid_out(Staging(operand.buffer, free, tuple(dimensions)))
+    staging = _laid_out(Staging(operand.buffer, free, tuple(dimensions)), innermost)
     return staging if staging.elements <= _MAX_ELEMENTS else None
 
 
@@ -162,9 +165,9 @@ def _factor(flat: Index, index: Index) -> int | None:
     return factor if factor != 0 and remainder == 0 else None
 
 
-def _laid_out(staging: Staging) -> Staging:
-    """The copy in the order of the source, the direction with the smallest stride innermost."""
-    ordered = sorted(staging.dimensions, key=lambda dimension: -abs(dimension.stride) / dimension.step)
+def _laid_out(staging: Staging, innermost: Axis | None) -> Staging:
+    """The copy in the order of the source, the direction with the smallest stride, or `innermost`, innermost."""
+    ordered = sorted(staging.dimensions, key=lambda d: (d.index.axis is innermost is not None, -abs(d.stride) / d.step))
     pitch, out = 1, []
     for dimension in reversed(ordered):
         out.append(replace(dimension, pitch=pitch))
@@ -211,7 +214,8 @@ class Stager:
         at_source = fn.gep(source, first * dimension.stride, self.element)
         at_copy = fn.gep(copy, (first * dimension.step - dimension.low) * dimension.pitch, self.element)
         if depth == len(self.staging.dimensions) - 2 and self._is_transposed(depth):
-            self._transpose(fn, dimension, self.staging.dimensions[-1], source, copy)
+            part = replace(dimension, low=0, extent=last - first)
+            self._transpose(fn, part, self.staging.dimensions[-1], at_source, at_copy)
             return
         if depth == len(self.staging.dimensions) - 1:
             self._elements(fn, last - first, dimension, at_source, at_copy)
@@ -222,10 +226,10 @@ class Stager:
             self._fill(fn, depth + 1, inner_source, inner_copy)
 
     def _is_transposed(self, depth: int) -> bool:
-        """Whether the last two dimensions are a whole matrix whose columns lie side by side in the source."""
+        """Whether the last two dimensions are a matrix of whole rows whose columns lie side by side in the source."""
         outer, inner = self.staging.dimensions[depth:]
-        whole = all(d.step == 1 and d.low == 0 and d.inside == (0, d.extent) for d in (outer, inner))
-        return whole and outer.stride == 1 and inner.stride != 1
+        whole = inner.low == 0 and inner.inside == (0, inner.extent)
+        return whole and outer.step == inner.step == 1 and outer.stride == 1 and inner.stride != 1
 
     def _transpose(self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str) -> None:
         """Squares of lanes x lanes are transposed in registers."""

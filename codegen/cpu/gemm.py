@@ -229,8 +229,10 @@ class _Emitter:
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
         steps, panel_step = [], vectors * self.plan.lanes
+        limits = {limit.tap: limit for limit in self.plan.limits}
         for axis in reversed(self.plan.sums):
-            steps.append(Step(axis.extent, narrow.stride(axis), panel_step if self.packer else wide.stride(axis)))
+            advance = panel_step if self.packer else wide.stride(axis)
+            steps.append(Step(axis.extent, narrow.stride(axis), advance, limits.get(axis)))
             panel_step *= axis.extent
         whole = self.packer is not None or self.wide_stager is not None
         column_stride = wide.stride(self.found.column)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue
+from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module
 from fusegraph.codegen.cpu.irvector import VectorOps
@@ -30,11 +31,12 @@ _UNROLLED = 5  # an innermost loop of at most so many steps is written out
 
 @dataclass(frozen=True)
 class Step:
-    """One loop of the sum: its extent, and the elements that both operands advance by."""
+    """One loop of the sum: its extent, the elements that both operands advance by, and which steps count if not all."""
 
     extent: int
     narrow: int
     wide: int
+    limit: TapLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class MicroKernels:
         if memory.dot:
             sums = _Dots(ops, tile, columns, memory, self._row_number()).sum(sums)
         else:
-            sums = _Products(ops, tile, counts, memory, self._row_number(), self.exact).sum(sums)
+            coordinates = {axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}
+            sums = _Products(ops, tile, counts, memory, self._row_number(), coordinates, self.exact).sum(sums)
         if kind != WHOLE:
             for value, place in zip(sums, places, strict=True):
                 ops.store(value, place)
@@ -155,9 +158,11 @@ class _Products:
     """The sum of products of one tile."""
 
     def __init__(
-        self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, row_number: str, exact: bool
-    ) -> None:
+        self, ops: VectorOps, tile: Tile, counts: Sequence[int], memory: TileMemory, row_number: str,
+        coordinates: Mapping[Axis, str], exact: bool,
+    ) -> None:  # fmt: skip
         self.ops, self.fn, self.tile, self.counts, self.memory, self.exact = ops, ops.fn, tile, counts, memory, exact
+        self.limits = {step: step.limit.bounds(ops.fn, coordinates) for step in memory.steps if step.limit is not None}
         self.rows = _row_addresses(ops, tile.rows, memory, row_number) if memory.row_table else []
 
     def sum(self, sums: list[str]) -> list[str]:
@@ -170,12 +175,13 @@ class _Products:
         if not steps:
             return self._products(narrow, wide, sums)
         step, *inner = steps
-        if not inner and step.extent <= _UNROLLED:
+        low, high = self.limits.get(step, (0, step.extent))
+        if not inner and step.extent <= _UNROLLED and step.limit is None:
             for k in range(step.extent):
                 at = fn.affine([(1, narrow)], k * step.narrow)
                 sums = self._products(at, fn.gep(wide, k * step.wide, self.ops.element), sums)
             return sums
-        with fn.loop(0, step.extent, carried=[(self.ops.type, value) for value in sums]) as loop:
+        with fn.loop(low, high, carried=[(self.ops.type, value) for value in sums]) as loop:
             at = fn.affine([(1, narrow), (step.narrow, loop.index)])
             at_wide = fn.gep(wide, fn.affine([(step.wide, loop.index)]), self.ops.element)
             loop.next(*self._nest(inner, at, at_wide, loop.phis))

@@ -20,6 +20,7 @@ from fusegraph.codegen.cpu.contract_plan import (
     store_indices,
 )
 from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging, staged_in_order
+from fusegraph.codegen.cpu.gemm_limits import Limits, tap_limits
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis, Index
@@ -58,6 +59,7 @@ class GemmPlan:
     row_table     offset of each row in the narrow operand, empty where row_stride says it
     source        how panels of the wide operand are packed; None: it is read in place
     contiguous    columns are neighbours in the output
+    limits        taps of a transposed convolution that are summed up only where they lie inside of the image
     dot           vectors run along the sum; the tile is one of rows x columns dot products
     """
 
@@ -77,6 +79,7 @@ class GemmPlan:
     source: PanelSource | None
     contiguous: bool
     dot: bool
+    limits: Limits = ()
 
     def __str__(self) -> str:
         shape = f"{self.row_extent} rows x {self.found.column.extent} columns ({self.found.column.name})"
@@ -86,6 +89,8 @@ class GemmPlan:
         if self.source is not None:
             parts.append("packed panels")
         parts += [f"{copy.buffer} staged" for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
+        if self.limits:
+            parts.append("taps inside of the image only")
         if self.blocks:
             parts.append(f"sums in {extent_of(self.blocks)} blocks")
         return ", ".join(parts)
@@ -126,6 +131,7 @@ class GemmPlan:
         """Estimated time of the whole loop on one thread."""
         found, outer = self.found, extent_of(self.outer)
         rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
+        depth *= math.prod(limit.share for limit in self.limits)
         vectors = -(-found.column.extent // self.lanes)
         step = self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors)
         total = outer * rows * step
@@ -186,42 +192,70 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
     """
     plans = []
     for found in roles(loop, program):
-        for staged in _staged(found, program):
+        for staged in _staged(found, program, exact):
             for plain_columns in (True, False):
                 plans += _plans(*staged, program, vector_bits, plain_columns, exact)
     return min(plans, key=lambda plan: plan.cycles, default=None)
 
 
-def _staged(found: Contraction, program: Program) -> Iterator[tuple[Contraction, Staging | None, Staging | None]]:
-    """With masked operands replaced by their copies in scratch."""
-    for narrow, narrow_copy in _copies(found, found.narrow, program):
-        for wide, wide_copy in _copies(found, found.wide, program):
-            columns = tuple(axis for axis in found.columns if axis in wide.axes)
-            rows = tuple(axis for axis in found.rows if axis in narrow.axes)
-            shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
-            if found.column in columns:
-                new = replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared)
-                yield new, narrow_copy, wide_copy
+def _staged(
+    found: Contraction, program: Program, exact: bool
+) -> Iterator[tuple[Contraction, Staging | None, Staging | None, Limits]]:
+    """With masked operands replaced by their copies in scratch, or by a sum over the taps inside of the image alone."""
+    for narrow, narrow_copy in _copies(found, found.narrow, found.wide, program):
+        for wide, wide_copy in _copies(found, found.wide, found.narrow, program):
+            new = _with_operands(found, narrow, wide)
+            if new is not None:
+                yield new, narrow_copy, wide_copy, ()
+        limits = () if exact else tap_limits(found)
+        new = _with_operands(found, narrow, replace(found.wide, mask=())) if limits else None
+        if new is not None:
+            yield new, narrow_copy, None, limits
 
 
-def _copies(found: Contraction, operand: Operand, program: Program) -> Iterator[tuple[Operand, Staging | None]]:
-    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along the outer axes."""
+def _with_operands(found: Contraction, narrow: Operand, wide: Operand) -> Contraction | None:
+    columns = tuple(axis for axis in found.columns if axis in wide.axes)
+    rows = tuple(axis for axis in found.rows if axis in narrow.axes)
+    shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
+    if found.column not in columns:
+        return None
+    return replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared)
+
+
+def _copies(
+    found: Contraction, operand: Operand, other: Operand, program: Program
+) -> Iterator[tuple[Operand, Staging | None]]:
+    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along the outer axes.
+
+    A copy is in the order of the source, or transposed so that what lies side by side in the other operand, or in the
+    output, lies side by side in it too.
+    """
     if not operand.mask:
         if operand.flat.is_affine:
             yield operand, None
         return
     seen = set()
-    for apart in (_outermost(found, operand), []):
-        copy = plan_staging(operand, program, apart)
-        if copy is not None and copy.operand().flat.is_affine and copy.axes not in seen:
-            seen.add(copy.axes)
-            yield copy.operand(), copy
+    for innermost in (None, *_turned(found, operand, other)):
+        for apart in (_outermost(found, operand, innermost), []):
+            copy = plan_staging(operand, program, apart, innermost)
+            if copy is not None and copy.operand().flat.is_affine and (innermost, copy.axes) not in seen:
+                seen.add((innermost, copy.axes))
+                yield copy.operand(), copy
 
 
-def _outermost(found: Contraction, operand: Operand) -> list[Axis]:
+def _turned(found: Contraction, operand: Operand, other: Operand) -> list[Axis]:
+    """Axes, strided in a masked operand, along which the output or the other operand is contiguous."""
+    masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
+    near = [atom for atom, factor in other.flat.terms if factor == 1 and isinstance(atom, Axis)]
+    if operand is found.wide:
+        near.append(found.column)
+    return [axis for axis in dict.fromkeys(near) if axis not in masked and abs(operand.stride(axis)) > 1]
+
+
+def _outermost(found: Contraction, operand: Operand, innermost: Axis | None = None) -> list[Axis]:
     """The outermost unmasked axes in memory, all of the space or all of the sum."""
     masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
-    free = [axis for axis in operand.flat.axes - masked if axis is not found.column]
+    free = [axis for axis in operand.flat.axes - masked if axis is not found.column and axis is not innermost]
     free.sort(key=lambda axis: (-abs(operand.stride(axis)), axis.name))
     apart: list[Axis] = []
     for axis in free:
@@ -232,8 +266,8 @@ def _outermost(found: Contraction, operand: Operand) -> list[Axis]:
 
 
 def _plans(
-    found: Contraction, narrow_copy: Staging | None, wide_copy: Staging | None, program: Program, vector_bits: int,
-    plain_columns: bool, exact: bool,
+    found: Contraction, narrow_copy: Staging | None, wide_copy: Staging | None, limits: Limits, program: Program,
+    vector_bits: int, plain_columns: bool, exact: bool,
 ) -> list[GemmPlan]:  # fmt: skip
     """Every plan for these roles and copies. Sums that a copy is made for are done block by block."""
     copies = [copy for copy in (narrow_copy, wide_copy) if copy is not None]
@@ -241,12 +275,16 @@ def _plans(
     if exact and blocks != found.loop.stages[0].reduce_axes[: len(blocks)]:
         return []
     found = replace(found, sums=tuple(axis for axis in found.sums if axis not in blocks))
-    found = merge_axes(found, program, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact)
+    apart = frozenset().union(*(limit.axes for limit in limits))
+    found = merge_axes(found, program, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact, apart=apart)
     layout = _layout(found, plain_columns)
     if layout is None:
         return []
     # the axis with the smallest stride innermost; exact results keep the order of the loop
-    sums = found.sums if exact else tuple(sorted(found.sums, key=lambda axis: -abs(found.wide.stride(axis))))
+    limited = {limit.tap for limit in limits}
+    sums = found.sums if exact else tuple(
+        sorted(found.sums, key=lambda axis: (axis not in limited, -abs(found.wide.stride(axis))))
+    )  # fmt: skip
     lanes = vector_bits // (8 * found.reduce.dtype.itemsize)
     base = GemmPlan(
         found, program, lanes, Tile(1, 1), layout.row,
@@ -255,8 +293,21 @@ def _plans(
         blocks=blocks, sums=sums, narrow_copy=narrow_copy, wide_copy=wide_copy,
         row_stride=found.narrow.stride(layout.row), row_table=layout.row_table, source=None,
         contiguous=all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program)), dot=False,
+        limits=limits,
     )  # fmt: skip
+    if found.column in apart or layout.row in apart:
+        return []
+    if limits:
+        return [_ordered(replace(base, tile=tile)) for tile in _limited_tiles(base, vector_bits)]
     return [_ordered(plan) for plan in _variants(base, layout, 32 if vector_bits == 512 else 16, exact)]
+
+
+def _limited_tiles(base: GemmPlan, vector_bits: int) -> list[Tile]:
+    """Tiles for a sum over some taps only: read in place."""
+    if base.found.wide.stride(base.found.column) != 1 or base.row_table:
+        return []
+    registers = 32 if vector_bits == 512 else 16
+    return list(tiles(base.row_extent, base.found.column.extent, base.lanes, registers, _MAX_ROWS))
 
 
 def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> Iterator[GemmPlan]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
@@ -60,6 +61,8 @@ def emit_step(
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
     """
     module = Module(vector_bits=vector_bits)
+    if not exact:
+        program = batch_blocked(program, vector_bits)
     kernels = _emit_kernels(module, program, vector_bits, exact)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
