@@ -137,6 +137,10 @@ class Tensor(TensorMethods):
         """The number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    def is_floating_point(self) -> bool:
+        """Whether the elements are floating-point numbers."""
+        return bool(self.dtype.kind == "f")
+
     def __len__(self) -> int:
         if not self.shape:
             raise ShapeError("len() of a 0-d tensor: it has no axis")
@@ -406,5 +410,9 @@ def from_numpy(array: Array) -> Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """A tensor that shares memory with any object that speaks DLPack (a CPU torch or JAX array)."""
+    """A tensor that shares memory with any object that speaks DLPack (a torch, CuPy or JAX array, on the CPU or the GPU)."""
+    if hasattr(source, "__dlpack_device__") and int(source.__dlpack_device__()[0]) == 2:  # kDLCUDA
+        from fusegraph.runtime.cuda.interop import adopt
+
+        return adopt(source)  # type: ignore[no-any-return]
     return as_tensor(np.from_dlpack(source))

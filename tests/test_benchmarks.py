@@ -45,7 +45,7 @@ def test_workload_inputs_are_the_same_each_time(name: str) -> None:
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert not np.array_equal(first[0][0], first[1][0]), "a run goes round different batches"
     weights = case.parameters()
-    assert weights.keys() == case.parameters().keys() and (case.kind == "train") == bool(weights)
+    assert weights.keys() == case.parameters().keys() and (case.kind in ("train", "infer")) == bool(weights)
     assert all(np.array_equal(value, case.parameters()[key]) for key, value in weights.items())
 
 
@@ -84,7 +84,16 @@ def test_options() -> None:
     settings = settings_of(
         parser().parse_args(["--workloads", "mlp,tiny-50", "--systems", "ours,jax", "--rounds", "2"])
     )
-    assert settings.cases == ("mlp-16", "mlp-64", "mlp-256", "mlp-64-adam", "tiny-50")
+    assert settings.cases == (
+        "mlp-16",
+        "mlp-64",
+        "mlp-256",
+        "mlp-1024",
+        "mlp-16-adam",
+        "mlp-64-adam",
+        "mlp-256-adam",
+        "tiny-50",
+    )
     assert settings.systems == ("ours", "jax") and settings.rounds == 2
     quick = settings_of(parser().parse_args(["--quick"]))
     assert all(CASES[name].quick for name in quick.cases) and len(quick.cases) < len(CASES)

@@ -338,3 +338,8 @@ def test_nan_is_not_equal_and_hashable() -> None:
     x = fg.tensor([math.nan, 1.0])
     assert (x == x).tolist() == [False, True] and {x: 1}[x] == 1
     assert not x.equal(x) and x.allclose(x, equal_nan=True)
+
+
+def test_is_floating_point() -> None:
+    assert fg.zeros(2).is_floating_point() and fg.zeros(2, dtype="float64").is_floating_point()
+    assert not fg.tensor([1, 2]).is_floating_point() and not fg.tensor([True]).is_floating_point()

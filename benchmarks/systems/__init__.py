@@ -29,6 +29,7 @@ SYSTEMS: dict[str, System] = {
     "torch-channels-last": System("torch eager, channels last", "torch_eager", "torch", "channels_last"),
     "jax": System("JAX jit", "jax_jit", "jax"),
     "tinygrad": System("tinygrad", "tinygrad_jit", "tinygrad"),
+    "ours-numba": System("a numba kernel an operation", "ours", "numba", "numba"),
     "ours-eager": System("fusegraph, not compiled", "ours", "fusegraph", "eager"),
 }
 DEFAULT_SYSTEMS = ("ours", "torch", "torch-step", "jax", "tinygrad")

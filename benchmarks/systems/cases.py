@@ -14,6 +14,7 @@ VOCABULARY, WIDTH, SENTENCE = 10_000, 50, 52  # words known, size of a word vect
 MAPS, WORDS_SEEN = 100, (3, 4, 5)  # detectors of each width in the sentence network
 CLASSES = 10
 SEQUENCE, MODEL_WIDTH, HEADS = 64, 128, 4  # of the transformer block
+TOKENS, FEATURES, HIDDEN, GATED = 512, 256, 1024, 704  # of the feed-forward layers: GELU's hidden width, SwiGLU's
 LEARNING_RATE = {"sgd": 0.05, "momentum": 0.01, "adam": 1e-3}
 MOMENTUM = 0.9
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
@@ -25,9 +26,10 @@ class Case:
     """One workload.
 
     `network` names its definition in networks.py and jax_jit.py. `kind`: "train" (forward, backward and update of a network),
-    "forward" (a function of the inputs) or "gradient" (its value and the gradients of all inputs but the last, which is the
-    cotangent of the value). `shape` is the size of a function's first input. `flops` is the work of one step, where products
-    of matrices dominate it; `nbytes` is what must move through memory at least, where that does.
+    "infer" (a network's forward pass), "forward" (a function of the inputs) or "gradient" (its value and the gradients of all
+    inputs of numbers but the last, which is the cotangent of the value). `shape` is the size of a function's first input.
+    `flops` is the work of one step, where products of matrices dominate it; `nbytes` is what must move through memory at
+    least, where that does.
     """
 
     name: str
@@ -86,9 +88,19 @@ PARAMETERS: dict[str, dict[str, tuple[int, ...]]] = {
         **_conv("conv1", 1, 6, 5, 5), **_conv("conv2", 6, 16, 5, 5), **_linear("linear1", 16 * 5 * 5, 120),
         **_linear("linear2", 120, 84), **_linear("linear3", 84, CLASSES),
     },
+    "lenetwide": {
+        **_conv("conv1", 1, 32, 5, 5), **_conv("conv2", 32, 64, 5, 5), **_linear("linear1", 64 * 5 * 5, 120),
+        **_linear("linear2", 120, 84), **_linear("linear3", 84, CLASSES),
+    },
+    "gelu": {**_linear("widen", FEATURES, HIDDEN), **_linear("narrow", HIDDEN, FEATURES)},
+    "swiglu": {**_linear("gate", FEATURES, GATED), **_linear("widen", FEATURES, GATED), **_linear("narrow", GATED, FEATURES)},
     "bag": {"embedding.weight": (VOCABULARY, WIDTH), **_linear("output", WIDTH, 2)},
     "kim": {
         "embedding.weight": (VOCABULARY, WIDTH),
+        **{key: shape for i, width in enumerate(WORDS_SEEN) for key, shape in _conv(f"conv{i}", WIDTH, MAPS, width).items()},
+        **_linear("output", len(WORDS_SEEN) * MAPS, 2),
+    },
+    "kimvectors": {
         **{key: shape for i, width in enumerate(WORDS_SEEN) for key, shape in _conv(f"conv{i}", WIDTH, MAPS, width).items()},
         **_linear("output", len(WORDS_SEEN) * MAPS, 2),
     },
@@ -132,6 +144,16 @@ def _sentences(case: Case, rng: np.random.Generator) -> Iterator[Array]:
     yield rng.integers(0, 2, case.batch)
 
 
+def _vectors(case: Case, rng: np.random.Generator) -> Iterator[Array]:
+    yield rng.standard_normal((case.batch, SENTENCE, WIDTH), np.float32)
+    yield rng.integers(0, 2, case.batch)
+
+
+def _tokens(case: Case, rng: np.random.Generator) -> Iterator[Array]:
+    for _ in range(2):
+        yield rng.standard_normal((case.batch, FEATURES), np.float32)
+
+
 def _sequences(case: Case, rng: np.random.Generator) -> Iterator[Array]:
     for _ in range(2):
         yield rng.standard_normal((case.batch, SEQUENCE, MODEL_WIDTH), np.float32)
@@ -139,16 +161,22 @@ def _sequences(case: Case, rng: np.random.Generator) -> Iterator[Array]:
 
 def _arrays(case: Case, rng: np.random.Generator) -> Iterator[Array]:
     yield rng.standard_normal(case.shape, np.float32)
-    if case.network == "layernorm":
-        yield 1 + 0.1 * rng.standard_normal(case.shape[-1:], np.float32)
-        yield 0.1 * rng.standard_normal(case.shape[-1:], np.float32)
+    channels = case.shape[1:2] if case.network == "batchnorm" else case.shape[-1:]
+    if case.network in ("layernorm", "rmsnorm", "batchnorm"):
+        yield 1 + 0.1 * rng.standard_normal(channels, np.float32)
+    if case.network in ("layernorm", "batchnorm"):
+        yield 0.1 * rng.standard_normal(channels, np.float32)
+    if case.network == "crossentropy":
+        yield rng.integers(0, case.shape[-1], case.shape[0])
     if case.kind == "gradient":
-        yield rng.standard_normal(case.shape, np.float32)
+        yield rng.standard_normal(() if case.network == "crossentropy" else case.shape, np.float32)
 
 
 INPUTS: dict[str, Callable[[Case, np.random.Generator], Iterator[Array]]] = {
-    "mlp": _images, "tiny": _points, "minitorch": _images, "lenet": _images, "bag": _sentences_with_lengths,
-    "kim": _sentences, "transformer": _sequences, "chain": _arrays, "softmax": _arrays, "layernorm": _arrays,
+    "mlp": _images, "tiny": _points, "minitorch": _images, "lenet": _images, "lenetwide": _images,
+    "bag": _sentences_with_lengths, "kim": _sentences, "kimvectors": _vectors, "transformer": _sequences, "gelu": _tokens,
+    "swiglu": _tokens, "chain": _arrays, "softmax": _arrays, "crossentropy": _arrays, "layernorm": _arrays,
+    "rmsnorm": _arrays, "batchnorm": _arrays,
 }  # fmt: skip
 
 
@@ -174,6 +202,20 @@ def _functions(network: str, title: str, shape: tuple[int, ...], quick: bool = T
     ]  # fmt: skip
 
 
+def _function(network: str, title: str, shape: tuple[int, ...], passes: float) -> Case:
+    """Forward and backward of a function that goes `passes` times over its input."""
+    nbytes = 4.0 * passes * np.prod(shape)
+    return Case(
+        f"{network}-grad",
+        f"{title}, forward and backward",
+        network,
+        "gradient",
+        shape=shape,
+        quick=False,
+        nbytes=nbytes,
+    )
+
+
 def _dense_flops(*sizes: int) -> float:
     """Forward, weight gradients and input gradients (but the first layer's) of linear layers, for one sample."""
     products = [2.0 * a * b for a, b in zip(sizes, sizes[1:])]
@@ -184,23 +226,46 @@ TRAINING_FLOPS = {
     "mlp": _dense_flops(784, 256, 128, CLASSES),
     "minitorch": 2.0 * 784 * 36 * (2 + 3 * 8) + _dense_flops(392, 64, CLASSES) + 2 * 392 * 64,
     "lenet": 2.0 * 784 * 150 * 2 + 3 * 2.0 * 100 * 2400 + _dense_flops(400, 120, 84, CLASSES) + 2 * 400 * 120,
+    "lenetwide": 2.0 * 784 * 32 * 25 * 2
+    + 3 * 2.0 * 100 * 64 * 800
+    + _dense_flops(1600, 120, 84, CLASSES)
+    + 2 * 1600 * 120,
+    "gelu": 5 * 2.0 * FEATURES * HIDDEN,
+    "swiglu": 7 * 2.0 * FEATURES * GATED,
     "kim": 3 * 2.0 * WIDTH * MAPS * sum(w * (SENTENCE - w + 1) for w in WORDS_SEEN),
+    "kimvectors": 2 * 2.0 * WIDTH * MAPS * sum(w * (SENTENCE - w + 1) for w in WORDS_SEEN),
     "transformer": 3 * 2.0 * SEQUENCE * (12 * MODEL_WIDTH**2 + 2 * SEQUENCE * MODEL_WIDTH),
 }
 
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        *_training("mlp", "MLP 784-256-128-10, momentum", (16, 64, 256), "momentum", 64),
-        *_training("mlp", "MLP 784-256-128-10, Adam", (64,), "adam", 0, "-adam"),
+        *_training("mlp", "MLP 784-256-128-10, momentum", (16, 64, 256, 1024), "momentum", 64),
+        *_training("mlp", "MLP 784-256-128-10, Adam", (16, 64, 256), "adam", 0, "-adam"),
         *_training("minitorch", "MiniTorch MNIST, SGD", (16, 128), "sgd", 16),
-        *_training("lenet", "LeNet, momentum", (16, 64), "momentum", 64),
+        *_training("lenet", "LeNet, momentum", (16, 64, 256), "momentum", 64),
+        *_training("lenetwide", "LeNet with 32 and 64 maps, momentum", (16, 64), "momentum", 16),
         *_training("bag", "Bag of embeddings, SGD", (32, 256), "sgd", 32),
-        *_training("kim", "Kim CNN from ids, SGD", (10, 32), "sgd", 32),
+        *_training("bag", "Bag of embeddings, Adam", (32, 256), "adam", 0, "-adam"),
+        *_training("kim", "Kim CNN from ids, SGD", (10, 32, 64), "sgd", 32),
+        *_training("kimvectors", "Kim CNN from vectors, SGD", (10, 32, 64), "sgd", 0),
         *_training("transformer", "Transformer block 8x64x128, momentum", (8,), "momentum", 8),
+        Case(
+            "transformer-1-infer",
+            "Transformer block 1x64x128, forward",
+            "transformer",
+            "infer",
+            1,
+            flops=TRAINING_FLOPS["transformer"] / 3,
+        ),
+        *_training("gelu", "GELU layer 256-1024-256, momentum", (TOKENS,), "momentum", TOKENS),
+        *_training("swiglu", "SwiGLU layer 256-704-256, momentum", (TOKENS,), "momentum", 0),
         *_functions("chain", "20 operations on 4 Mi numbers", (4096, 1024)),
         *_functions("softmax", "Softmax 4096x1024", (4096, 1024)),
+        _function("crossentropy", "Cross-entropy 4096x1000", (4096, 1000), 2),
         *_functions("layernorm", "Layer norm 4096x512", (4096, 512)),
+        *_functions("rmsnorm", "RMS norm 4096x512", (4096, 512), quick=False),
+        _function("batchnorm", "Batch norm and relu 64x32x28x28", (64, 32, 28, 28), 5),
         *_training("tiny", "MLP 2-10-10-1, SGD", (50,), "sgd", 50),
     )
 }

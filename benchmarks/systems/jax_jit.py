@@ -28,7 +28,10 @@ def prepare(
 ) -> Session:
     """XLA takes its number of threads from the cores that the process is bound to."""
     data = [tuple(jnp.asarray(array) for array in batch) for batch in batches]
-    step, parameters = _training(case, weights) if case.kind == "train" else (_function(case), dict)
+    if case.kind == "train":
+        step, parameters = _training(case, weights)
+    else:
+        step, parameters = _inference(case, weights) if case.kind == "infer" else _function(case), dict
 
     def values(result: Any) -> list[Array]:
         return [np.asarray(value) for value in (result if isinstance(result, tuple) else (result,))]
@@ -61,13 +64,21 @@ def _training(case: Case, weights: dict[str, Array]) -> tuple[Callable[..., Any]
     return step, lambda: {name: np.array(value) for name, value in held[0].items()}
 
 
+def _inference(case: Case, weights: dict[str, Array]) -> Callable[..., Any]:
+    parameters = {name: jnp.array(value) for name, value in weights.items()}
+    forward = jax.jit(NETWORKS[case.network])
+    return lambda *arrays: forward(parameters, *arrays[:-1])
+
+
 def _function(case: Case) -> Callable[..., Any]:
     function = FUNCTIONS[case.network]
     if case.kind == "forward":
         return jax.jit(function)
 
     def with_gradients(*arrays: Any) -> Any:
-        value, pull = jax.vjp(function, *arrays[:-1])
+        learned = [array for array in arrays[:-1] if jnp.issubdtype(array.dtype, jnp.floating)]
+        given = arrays[len(learned) : -1]  # labels
+        value, pull = jax.vjp(lambda *learned: function(*learned, *given), *learned)
         return value, *pull(arrays[-1])
 
     return jax.jit(with_gradients)
@@ -126,7 +137,9 @@ def mean_squares(output: Any, target: Any) -> Any:
     return jnp.mean((output - target) ** 2)
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"tiny": binary_cross_entropy, "transformer": mean_squares}
+LOSSES: dict[str, Callable[..., Any]] = {
+    "tiny": binary_cross_entropy, "transformer": mean_squares, "gelu": mean_squares, "swiglu": mean_squares,
+}  # fmt: skip
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -158,6 +171,18 @@ def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
 
 
+def rms_norm(x: Any, weight: Any) -> Any:
+    """Over the last axis."""
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+
+
+def batch_norm_relu(x: Any, weight: Any, bias: Any) -> Any:
+    """Of (N, C, H, W) by the batch's own mean and variance."""
+    centred = x - x.mean((0, 2, 3), keepdims=True)
+    scale = jax.lax.rsqrt((centred**2).mean((0, 2, 3), keepdims=True) + 1e-5) * weight[:, None, None]
+    return jax.nn.relu(centred * scale + bias[:, None, None])
+
+
 def words(p: Parameters, ids: Any) -> Any:
     """Word vectors (N, W, width); word 0 gets no gradient."""
     return p["embedding.weight"][ids] * (ids != 0)[..., None]
@@ -185,7 +210,11 @@ def _bag(p: Parameters, ids: Any, lengths: Any) -> Any:
 
 
 def _kim(p: Parameters, ids: Any) -> Any:
-    x = words(p, ids).transpose(0, 2, 1)
+    return _kim_vectors(p, words(p, ids))
+
+
+def _kim_vectors(p: Parameters, x: Any) -> Any:
+    x = x.transpose(0, 2, 1)
     found = [jax.nn.relu(conv(p, f"conv{i}", x)).max(2) for i in range(len(WORDS_SEEN))]
     return linear(p, "output", jnp.concatenate(found, 1))
 
@@ -205,10 +234,19 @@ def _transformer(p: Parameters, x: Any) -> Any:
     return x + linear(p, "narrow", wide)
 
 
+def _gelu(p: Parameters, x: Any) -> Any:
+    return linear(p, "narrow", jax.nn.gelu(linear(p, "widen", x), approximate=False))
+
+
+def _swiglu(p: Parameters, x: Any) -> Any:
+    return linear(p, "narrow", jax.nn.silu(linear(p, "gate", x)) * linear(p, "widen", x))
+
+
 NETWORKS: dict[str, Callable[..., Any]] = {
-    "mlp": _mlp, "tiny": _mlp, "minitorch": _minitorch, "lenet": _lenet, "bag": _bag, "kim": _kim,
-    "transformer": _transformer,
+    "mlp": _mlp, "tiny": _mlp, "minitorch": _minitorch, "lenet": _lenet, "lenetwide": _lenet, "bag": _bag, "kim": _kim,
+    "kimvectors": _kim_vectors, "transformer": _transformer, "gelu": _gelu, "swiglu": _swiglu,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "chain": lambda x: chain(TENSORS, x), "softmax": jax.nn.softmax, "layernorm": layer_norm,
+    "crossentropy": cross_entropy, "rmsnorm": rms_norm, "batchnorm": batch_norm_relu,
 }  # fmt: skip

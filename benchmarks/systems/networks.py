@@ -14,7 +14,10 @@ from benchmarks.systems.cases import (
     ADAM_BETAS,
     ADAM_EPS,
     CLASSES,
+    FEATURES,
+    GATED,
     HEADS,
+    HIDDEN,
     LEARNING_RATE,
     MAPS,
     MODEL_WIDTH,
@@ -100,6 +103,14 @@ def lenet(f: Framework) -> Any:
     return LeNet()
 
 
+def lenet_wide(f: Framework) -> Any:
+    """LeNet-5 with 32 and 64 maps."""
+    net = lenet(f)
+    net.conv1, net.conv2 = f.nn.Conv2d(1, 32, 5, padding=2), f.nn.Conv2d(32, 64, 5)
+    net.linear1 = f.nn.Linear(64 * 5 * 5, 120)
+    return net
+
+
 def bag(f: Framework) -> Any:
     """The mean of a sentence's word vectors, and a linear layer. Word 0, which fills up, has a vector of zeros."""
 
@@ -133,6 +144,52 @@ def kim(f: Framework) -> Any:
     return Kim()
 
 
+def kim_vectors(f: Framework) -> Any:
+    """Kim (2014) on word vectors that are given, and do not learn."""
+
+    class Kim(f.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv0, self.conv1, self.conv2 = (f.nn.Conv1d(WIDTH, MAPS, width) for width in WORDS_SEEN)
+            self.output = f.nn.Linear(len(WORDS_SEEN) * MAPS, 2)
+
+        def forward(self, words: Any) -> Any:
+            words = words.transpose(1, 2)
+            found = [conv(words).relu().amax(2) for conv in (self.conv0, self.conv1, self.conv2)]
+            return self.output(f.tensors.cat(found, 1))
+
+    return Kim()
+
+
+def gelu_layer(f: Framework) -> Any:
+    """The feed-forward part of GPT-2."""
+
+    class GeluLayer(f.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.widen, self.narrow = f.nn.Linear(FEATURES, HIDDEN), f.nn.Linear(HIDDEN, FEATURES)
+
+        def forward(self, x: Any) -> Any:
+            return self.narrow(f.functional.gelu(self.widen(x)))
+
+    return GeluLayer()
+
+
+def swiglu_layer(f: Framework) -> Any:
+    """The feed-forward part of Llama (Shazeer, 2020), with biases."""
+
+    class SwigluLayer(f.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.widen = f.nn.Linear(FEATURES, GATED), f.nn.Linear(FEATURES, GATED)
+            self.narrow = f.nn.Linear(GATED, FEATURES)
+
+        def forward(self, x: Any) -> Any:
+            return self.narrow(f.functional.silu(self.gate(x)) * self.widen(x))
+
+    return SwigluLayer()
+
+
 def transformer(f: Framework) -> Any:
     """A block of GPT-2: causal self-attention and a feed-forward part, each behind a layer norm, with residual connections."""
 
@@ -160,15 +217,19 @@ def transformer(f: Framework) -> Any:
 
 
 NETWORKS: dict[str, Callable[[Framework], Any]] = {
-    "mlp": mlp, "tiny": tiny, "minitorch": minitorch, "lenet": lenet, "bag": bag, "kim": kim, "transformer": transformer,
+    "mlp": mlp, "tiny": tiny, "minitorch": minitorch, "lenet": lenet, "lenetwide": lenet_wide, "bag": bag, "kim": kim,
+    "kimvectors": kim_vectors, "transformer": transformer, "gelu": gelu_layer, "swiglu": swiglu_layer,
 }  # fmt: skip
+
+
+REGRESSIONS = ("transformer", "gelu", "swiglu")
 
 
 def loss_of(f: Framework, case: Case) -> Callable[[Any, Any], Any]:
     """The loss, of (output, target)."""
     if case.network == "tiny":
         return f.functional.binary_cross_entropy_with_logits
-    return f.functional.mse_loss if case.network == "transformer" else f.functional.cross_entropy
+    return f.functional.mse_loss if case.network in REGRESSIONS else f.functional.cross_entropy
 
 
 def optimizer_of(f: Framework, case: Case, parameters: Any, **options: Any) -> Any:
@@ -198,8 +259,15 @@ def chain(tensors: Any, x: Any) -> Any:
 
 def function_of(f: Framework, case: Case) -> Callable[..., Any]:
     """The function that a "forward" or "gradient" workload computes."""
-    if case.network == "chain":
-        return lambda x: chain(f.tensors, x)
-    if case.network == "softmax":
-        return lambda x: f.functional.softmax(x, -1)
-    return lambda x, weight, bias: f.functional.layer_norm(x, case.shape[-1:], weight, bias)
+    functional = f.functional
+    functions: dict[str, Callable[..., Any]] = {
+        "chain": lambda x: chain(f.tensors, x),
+        "softmax": lambda x: functional.softmax(x, -1),
+        "crossentropy": functional.cross_entropy,
+        "layernorm": lambda x, weight, bias: functional.layer_norm(x, case.shape[-1:], weight, bias),
+        "rmsnorm": lambda x, weight: functional.rms_norm(x, case.shape[-1:], weight, 1e-5),
+        "batchnorm": lambda x, weight, bias: functional.relu(
+            functional.batch_norm(x, None, None, weight, bias, training=True)
+        ),
+    }
+    return functions[case.network]

@@ -23,11 +23,13 @@ def version() -> str:
 def prepare(
     case: Case, variant: str, threads: int, dtype: str, weights: dict[str, Array], batches: list[Any]
 ) -> Session:
-    """`variant`: "compiled" or "eager". The process is bound to `threads` cores, hence they need not be set here."""
-    make = _training if case.kind == "train" else _function
+    """`variant`: "compiled", "numba" (a numba kernel for every value, as MiniTorch has) or "eager". The process is bound to `threads` cores, hence they need not be set here."""
+    make = {"train": _training, "infer": _inference}.get(case.kind, _function)
     step, parameters = make(case, dtype, weights)
     if variant == "compiled":
         step = fg.compile(step)
+    if variant == "numba":
+        step = fg.compile(step, backend="numba", fuse=False)
     data = [tuple(fg.tensor(a.astype(dtype) if a.dtype.kind == "f" else a) for a in batch) for batch in batches]
 
     def values(result: Any) -> list[Array]:
@@ -36,9 +38,24 @@ def prepare(
     return Session(lambda number: step(*data[number % BATCHES]), lambda result: None, values, parameters)
 
 
-def _training(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+def _network(case: Case, dtype: str, weights: dict[str, Array]) -> Any:
     model = NETWORKS[case.network](FRAMEWORK).to(dtype)
     model.load_state_dict({name: value.astype(dtype) for name, value in weights.items()})
+    return model
+
+
+def _inference(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    model = _network(case, dtype, weights)
+
+    def infer(*arrays: Any) -> Any:
+        with fg.no_grad():
+            return model(*arrays[:-1])
+
+    return infer, dict
+
+
+def _training(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    model = _network(case, dtype, weights)
     optimizer = optimizer_of(FRAMEWORK, case, model.parameters())
     loss_function = loss_of(FRAMEWORK, case)
 
@@ -59,8 +76,9 @@ def _function(case: Case, dtype: str, weights: dict[str, Array]) -> tuple[Callab
         return function, dict
 
     def with_gradients(*arrays: Any) -> Any:
-        inputs = [array.detach().requires_grad_() for array in arrays[:-1]]
+        inputs = [array.detach() for array in arrays[:-1]]
+        learned = [array.requires_grad_() for array in inputs if array.is_floating_point()]
         value = function(*inputs)
-        return value, *fg.autograd.grad(value, inputs, arrays[-1])
+        return value, *fg.autograd.grad(value, learned, arrays[-1])
 
     return with_gradients, dict

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.systems import Array, Session
 from benchmarks.systems.cases import ADAM_BETAS, ADAM_EPS, BATCHES, HEADS, LEARNING_RATE, MOMENTUM, WORDS_SEEN, Case
-from benchmarks.systems.networks import chain
+from benchmarks.systems.networks import REGRESSIONS, chain
 
 
 def _choose_compiler() -> None:
@@ -37,7 +37,7 @@ os.environ["DEV"] = "CPU"
 os.environ["NUM_CPU_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 _choose_compiler()
 
-from tinygrad import Tensor, TinyJit  # noqa: E402
+from tinygrad import Tensor, TinyJit, dtypes  # noqa: E402
 
 Parameters = dict[str, Any]
 TENSORS = SimpleNamespace(exp=Tensor.exp, tanh=Tensor.tanh, sqrt=Tensor.sqrt, sigmoid=Tensor.sigmoid, relu=Tensor.relu)
@@ -53,7 +53,10 @@ def prepare(
 ) -> Session:
     """The number of threads has been set by the environment."""
     data = [tuple(Tensor(_narrow(array)).realize() for array in batch) for batch in batches]
-    step, parameters = _training(case, weights) if case.kind == "train" else (_function(case), dict)
+    if case.kind == "train":
+        step, parameters = _training(case, weights)
+    else:
+        step, parameters = _inference(case, weights) if case.kind == "infer" else _function(case), dict
 
     def values(result: Any) -> list[Array]:
         return [value.numpy().copy() for value in (result if isinstance(result, tuple) else (result,))]
@@ -115,6 +118,13 @@ UPDATES: dict[str, Callable[..., list[Any]]] = {"sgd": _sgd, "momentum": _moment
 MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2}
 
 
+def _inference(case: Case, weights: dict[str, Array]) -> Callable[..., Any]:
+    parameters = {name: Tensor(value.copy()).realize() for name, value in weights.items()}
+    network = NETWORKS[case.network]
+    forward = TinyJit(lambda *arrays: network(parameters, *arrays).realize())
+    return lambda *arrays: forward(*arrays[:-1])
+
+
 def _function(case: Case) -> Callable[..., Any]:
     function = FUNCTIONS[case.network]
     if case.kind == "forward":
@@ -123,7 +133,8 @@ def _function(case: Case) -> Callable[..., Any]:
     @TinyJit
     def with_gradients(*arrays: Any) -> Any:
         value = function(*arrays[:-1])
-        gradients = value.gradient(*arrays[:-1], gradient=arrays[-1])
+        learned = [array for array in arrays[:-1] if dtypes.is_float(array.dtype)]
+        gradients = value.gradient(*learned, gradient=arrays[-1])
         Tensor.realize(value, *gradients)
         return value, *gradients
 
@@ -137,7 +148,7 @@ def cross_entropy(scores: Any, labels: Any) -> Any:
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "tiny": lambda scores, target: scores.binary_crossentropy_logits(target),
-    "transformer": lambda output, target: (output - target).square().mean(),
+    **dict.fromkeys(REGRESSIONS, lambda output, target: (output - target).square().mean()),
 }
 
 
@@ -154,6 +165,13 @@ def conv(p: Parameters, name: str, x: Any, padding: int = 0) -> Any:
 def norm(p: Parameters, name: str, x: Any) -> Any:
     """Layer norm over the last axis."""
     return x.layernorm(eps=1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def batch_norm_relu(x: Any, weight: Any, bias: Any) -> Any:
+    """Of (N, C, H, W) by the batch's own mean and variance."""
+    centred = x - x.mean((0, 2, 3), keepdim=True)
+    spread = (centred.square().mean((0, 2, 3)) + 1e-5).rsqrt()
+    return x.batchnorm(weight, bias, x.mean((0, 2, 3)), spread).relu()
 
 
 def words(p: Parameters, ids: Any) -> Any:
@@ -180,7 +198,11 @@ def _bag(p: Parameters, ids: Any, lengths: Any) -> Any:
 
 
 def _kim(p: Parameters, ids: Any) -> Any:
-    x = words(p, ids).transpose(1, 2)
+    return _kim_vectors(p, words(p, ids))
+
+
+def _kim_vectors(p: Parameters, x: Any) -> Any:
+    x = x.transpose(1, 2)
     found = [conv(p, f"conv{i}", x).relu().max(2) for i in range(len(WORDS_SEEN))]
     return linear(p, "output", found[0].cat(*found[1:], dim=1))
 
@@ -193,11 +215,21 @@ def _transformer(p: Parameters, x: Any) -> Any:
     return x + linear(p, "narrow", linear(p, "widen", norm(p, "norm2", x)).gelu("none"))
 
 
+def _gelu(p: Parameters, x: Any) -> Any:
+    return linear(p, "narrow", linear(p, "widen", x).gelu("none"))
+
+
+def _swiglu(p: Parameters, x: Any) -> Any:
+    return linear(p, "narrow", linear(p, "gate", x).silu() * linear(p, "widen", x))
+
+
 NETWORKS: dict[str, Callable[..., Any]] = {
-    "mlp": _mlp, "tiny": _mlp, "minitorch": _minitorch, "lenet": _lenet, "bag": _bag, "kim": _kim,
-    "transformer": _transformer,
+    "mlp": _mlp, "tiny": _mlp, "minitorch": _minitorch, "lenet": _lenet, "lenetwide": _lenet, "bag": _bag, "kim": _kim,
+    "kimvectors": _kim_vectors, "transformer": _transformer, "gelu": _gelu, "swiglu": _swiglu,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "chain": lambda x: chain(TENSORS, x), "softmax": lambda x: x.softmax(),
     "layernorm": lambda x, weight, bias: x.layernorm(eps=1e-5) * weight + bias,
+    "crossentropy": cross_entropy, "batchnorm": batch_norm_relu,
+    "rmsnorm": lambda x, weight: x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight,
 }  # fmt: skip

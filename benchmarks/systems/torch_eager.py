@@ -36,14 +36,30 @@ def prepare(
                 raise NotImplementedError("the inputs are not images")
             data = [(images.to(memory_format=torch.channels_last), *rest) for images, *rest in data]
         step, parameters = _training(case, variant, weights)
+    elif case.kind == "infer":
+        step, parameters = inference(case, variant, weights), dict
     else:
         step, parameters = _function(case, variant), dict
     return Session(lambda number: step(*data[number % BATCHES]), lambda result: None, values, parameters)
 
 
-def _training(case: Case, variant: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+def _network(case: Case, weights: dict[str, Array]) -> Any:
     model = NETWORKS[case.network](FRAMEWORK)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return model
+
+
+def inference(case: Case, variant: str, weights: dict[str, Array]) -> Callable[..., Any]:
+    """The forward pass of a network, without gradients."""
+    if variant == "channels_last":
+        raise NotImplementedError("the inputs are not images")
+    model = _network(case, weights).eval()
+    forward = torch.compile(model) if variant == "model" else model
+    return torch.inference_mode()(lambda *arrays: forward(*arrays[:-1]))
+
+
+def _training(case: Case, variant: str, weights: dict[str, Array]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    model = _network(case, weights)
     if variant == "channels_last":
         model.to(memory_format=torch.channels_last)
     optimizer = optimizer_of(FRAMEWORK, case, model.parameters(), fused=True)
@@ -74,8 +90,9 @@ def _function(case: Case, variant: str) -> Callable[..., Any]:
         return torch.no_grad()(function)
 
     def with_gradients(*arrays: Any) -> Any:
-        inputs = [array.detach().requires_grad_() for array in arrays[:-1]]
+        inputs = [array.detach() for array in arrays[:-1]]
+        learned = [array.requires_grad_() for array in inputs if array.is_floating_point()]
         value = function(*inputs)
-        return value, *torch.autograd.grad(value, inputs, arrays[-1])
+        return value, *torch.autograd.grad(value, learned, arrays[-1])
 
     return with_gradients

@@ -10,7 +10,7 @@ import torch
 from benchmarks.systems import Array, Session
 from benchmarks.systems.cases import ADAM_BETAS, ADAM_EPS, BATCHES, LEARNING_RATE, MOMENTUM, Case
 from benchmarks.systems.networks import NETWORKS, function_of, loss_of
-from benchmarks.systems.torch_eager import FRAMEWORK, values, version
+from benchmarks.systems.torch_eager import FRAMEWORK, inference, values, version
 
 __all__ = ["prepare", "version"]
 
@@ -23,6 +23,8 @@ def prepare(
     data = [tuple(torch.from_numpy(array) for array in batch) for batch in batches]
     if case.kind == "train":
         step, parameters = _training(case, weights)
+    elif case.kind == "infer":
+        step, parameters = inference(case, "model", weights), dict
     else:
         step, parameters = _function(case), dict
     return Session(lambda number: step(*data[number % BATCHES]), lambda result: None, values, parameters)
@@ -94,7 +96,9 @@ def _function(case: Case) -> Callable[..., Any]:
         return torch.no_grad()(torch.compile(function, fullgraph=True))
 
     def with_gradients(*arrays: Any) -> Any:
-        value, pull = torch.func.vjp(function, *arrays[:-1])
+        learned = [array for array in arrays[:-1] if array.is_floating_point()]
+        given = arrays[len(learned) : -1]  # labels
+        value, pull = torch.func.vjp(lambda *learned: function(*learned, *given), *learned)
         return value, *pull(arrays[-1])
 
     return torch.compile(with_gradients, fullgraph=True)
