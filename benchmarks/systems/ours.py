@@ -23,7 +23,10 @@ def version() -> str:
 def prepare(
     case: Case, variant: str, threads: int, dtype: str, weights: dict[str, Array], batches: list[Any]
 ) -> Session:
-    """`variant`: "compiled", "numba" (a numba kernel for every value, as MiniTorch has) or "eager". The process is bound to `threads` cores, hence they need not be set here."""
+    """`variant`: "compiled", "numba" (a numba kernel for every value, as MiniTorch has) or "eager".
+
+    The process is bound to `threads` cores, hence they need not be set here.
+    """
     make = {"train": _training, "infer": _inference}.get(case.kind, _function)
     step, parameters = make(case, dtype, weights)
     if variant == "compiled":
