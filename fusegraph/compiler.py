@@ -128,6 +128,10 @@ class Compiled:
                 self._put_first(repeat)
                 return result
         leaves, rebuild = tree.flatten((args, kwargs), Tensor)
+        if self._options.backend == "cuda":
+            from fusegraph.runtime.cuda.interop import adopt  # arrays of other libraries on the GPU
+
+            leaves = list(map(adopt, leaves))
         key = key_of(leaves, args, kwargs)
         version = self._last
         if version is None or version.key != key or not version.holds():

@@ -2,5 +2,6 @@
 
 from fusegraph.runtime.cuda.device import current_device, unavailable, using_driver
 from fusegraph.runtime.cuda.executable import CudaExecutable
+from fusegraph.runtime.cuda.interop import DeviceArray
 
-__all__ = ["CudaExecutable", "current_device", "unavailable", "using_driver"]
+__all__ = ["CudaExecutable", "DeviceArray", "current_device", "unavailable", "using_driver"]

@@ -61,6 +61,12 @@ class Mirror:
         if not self.current and self.nbytes:
             self.device.driver.copy_in(self.address, address_of(self.array), self.nbytes)
 
+    def drop(self) -> None:
+        """The array has no copy on the device any more."""
+        array = self._array()
+        if array is not None:
+            self._forget(id(array))
+
     def close(self) -> None:
         """Copy back what is newer, and give the memory back: the device is being closed."""
         array = self._array()
@@ -96,11 +102,11 @@ def find(array: Array) -> Mirror | None:
 def mirror_of(device: Device, array: Array) -> Mirror:
     """The mirror of an array on this device, made if need be; nothing is copied. Raises DeviceError if there is no room."""
     known = find(array)
-    if known is not None and known.device is device:
+    if known is not None and known.device is device and (known.current or known.owner is None):
         return known
     if known is not None:
-        with known.device.using():
-            known.close()
+        fetch([known])  # raises DeviceError if its device is lost, and the values with it
+        known.drop()  # of a device that is gone, or foreign memory that the host's values must not be written to
     return Mirror(device, owner_of(array), device.alloc(array.nbytes))
 
 

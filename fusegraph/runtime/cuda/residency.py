@@ -70,6 +70,15 @@ def _cuda_interface(tensor: Tensor) -> dict[str, Any]:
     return cuda_array_interface(tensor)
 
 
+def _dlpack(tensor: Tensor, **options: Any) -> Any:
+    wanted = options.get("dl_device")
+    if wanted is not None and int(wanted[0]) == 2:  # kDLCUDA
+        from fusegraph.runtime.cuda.interop import device_capsule
+
+        return device_capsule(tensor)
+    return Tensor.__dlpack__(tensor, **options)
+
+
 _classes: dict[type[Tensor], type[Tensor]] = {}
 
 
@@ -93,6 +102,7 @@ def _make_class(kind: type[Tensor]) -> type[Tensor]:
             "shape": property(lambda tensor: raw(tensor).shape),
             "dtype": property(lambda tensor: raw(tensor).dtype),
             "__cuda_array_interface__": property(_cuda_interface),
+            "__dlpack__": _dlpack,
         },
     )
 
