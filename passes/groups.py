@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fusegraph.ir.graph import Node
-from fusegraph.ir.index import Axis, Index, flatten_index, unflatten_index
+from fusegraph.ir.index import Axis, Div, Index, Mod, flatten_index, unflatten_index
 from fusegraph.ir.scalar import Expr, Load, walk
 from fusegraph.passes.roots import MAX_DEPTH, Root
 
@@ -299,10 +299,11 @@ def invert(
 def _invert_radix(
     index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]
 ) -> dict[Axis, Index] | None:
+    """Where every coordinate is a number whose digits are whole axes."""
     found: dict[Axis, Index] = {}
     for part, extent, place in zip(index, shape, target, strict=True):
         if not part.is_affine or part.constant:
-            return None
+            return _invert_digits(index, shape, axes, target)
         step = 1
         for atom, coefficient in reversed(part.terms):
             if not isinstance(atom, Axis) or coefficient != step or atom in found:
@@ -312,6 +313,46 @@ def _invert_radix(
         if step != extent:
             return None
     return found if set(found) == set(axes) else None
+
+
+def _invert_digits(
+    index: Sequence[Index], shape: tuple[int, ...], axes: tuple[Axis, ...], target: tuple[Index, ...]
+) -> dict[Axis, Index] | None:
+    """Where every axis is a number whose digits are whole coordinates: i // 64 and i % 64 give i = 64 * a + b."""
+    digits: dict[Axis, list[tuple[int, int, Index]]] = {axis: [] for axis in axes}
+    for part, extent, place in zip(index, shape, target, strict=True):
+        if extent == 1:
+            continue
+        axis, step = _digit(part)
+        if axis not in digits:
+            return None
+        digits[axis].append((step, extent, place))
+    found = {}
+    for axis, parts in digits.items():
+        whole, reached = Index(), 1
+        for step, extent, place in sorted(parts, key=lambda digit: digit[0]):
+            if step != reached:
+                return None
+            whole, reached = whole + place * step, step * extent
+        if reached != axis.extent:
+            return None
+        found[axis] = whole
+    return found
+
+
+def _digit(part: Index) -> tuple[Axis | None, int]:
+    """(i, s) where `part` is i // s, or that modulo something; (None, 1) for anything else."""
+    step = 1
+    while part.constant == 0 and len(part.terms) == 1 and part.terms[0][1] == 1:
+        atom = part.terms[0][0]
+        if isinstance(atom, Axis):
+            return atom, step
+        if isinstance(atom, Div):
+            step *= atom.divisor
+        elif not isinstance(atom, Mod) or step != 1:
+            return None, 1
+        part = atom.index
+    return None, 1
 
 
 def walk_values(group: Group) -> Iterator[Expr]:

@@ -105,12 +105,14 @@ def _stored(result: Node) -> Node | None:
 
 
 def _operand_roots(operand: Node) -> Iterator[Node]:
-    """A contraction reads strided memory: the operand's base, and the operand itself where its view is not strided."""
-    source = base(operand)
-    if source.op != "input":
-        yield source
-    if source is not operand and not _is_strided(operand, source):
-        yield operand
+    """A contraction reads strided memory: the lowest node of which the operand's chain of views is a strided view."""
+    stored = below = operand
+    while below is not base(operand):
+        below = below.inputs[0]
+        if _is_strided(operand, below):
+            stored = below
+    if stored.op != "input":
+        yield stored
 
 
 def _is_strided(operand: Node, source: Node) -> bool:

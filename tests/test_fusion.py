@@ -339,3 +339,30 @@ def test_the_checker_finds_a_race() -> None:
     broken = replace(loop, stages=(replace(stage, stores=(replace(store, value=shifted),)),))
     with pytest.raises(ProgramError, match="written by one point"):
         run_checked(program.with_loops((broken,)), [np.ones(5)])
+
+
+# -- contractions' operands ----------------------------------------------------------------------------------------------
+
+
+def test_heads_are_joined_by_the_product_that_makes_them() -> None:
+    program = check_text("""graph g(p: float64[2,3,4,6], v: float64[2,3,6,5], w: float64[15,7]) {
+      %1 = matmul(%p, %v) : float64[2,3,4,5]
+      %2 = permute(%1; axes=(0, 2, 1, 3)) : float64[2,4,3,5]
+      %3 = reshape(%2; shape=(8, 15)) : float64[8,15]
+      %4 = matmul(%3, %w) : float64[8,7]
+      return %4
+    }""")
+    assert [loop.schedule for loop in program.loops] == ["contract", "contract"]
+
+
+def test_two_products_read_one_rearranged_operand() -> None:
+    program = check_text("""graph g(a: float64[2,4,3,5], b: float64[2,4,3,5], w: float64[24,5], u: float64[5,6]) {
+      %1 = mul(%a, %b) : float64[2,4,3,5]
+      %2 = permute(%1; axes=(0, 2, 1, 3)) : float64[2,3,4,5]
+      %3 = reshape(%2; shape=(24, 5)) : float64[24,5]
+      %4 = permute(%3; axes=(1, 0)) : float64[5,24]
+      %5 = matmul(%4, %w) : float64[5,5]
+      %6 = matmul(%3, %u) : float64[24,6]
+      return %5, %6
+    }""")
+    assert sorted(loop.schedule for loop in program.loops) == ["contract", "contract", "nest"]
