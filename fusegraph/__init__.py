@@ -7,7 +7,9 @@ from fusegraph import methods as _methods  # noqa: F401  (gives Tensor its metho
 from fusegraph.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled, value_and_grad
 from fusegraph.autograd import grad_of as grad
 from fusegraph.compiler import Compiled, compile
+from fusegraph.difference import diff
 from fusegraph.dtypes import bool_, float32, float64, int32, int64, uint8, uint32
+from fusegraph.ir.location import region
 from fusegraph.ops.arrange import *  # noqa: F403
 from fusegraph.ops.create import *  # noqa: F403
 from fusegraph.ops.elementwise import *  # noqa: F403
@@ -29,6 +31,7 @@ __all__ = [
     "autograd",
     "bool_",
     "compile",
+    "diff",
     "enable_grad",
     "float32",
     "float64",
@@ -44,6 +47,7 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "region",
     "set_grad_enabled",
     "set_num_threads",
     "tensor",

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,14 +40,19 @@ class Options:
     """How to compile: see `fusegraph.compile`."""
 
     backend: str = "cpu"
-    fuse: bool = True
+    fuse: bool | str = True
     exact: bool = False
     verify: bool = False
     disable: tuple[str, ...] = ()
     target: str | None = None
     precision: str = "float32"
+    fuse_limit: int | None = None
 
     def __post_init__(self) -> None:
+        if self.fuse not in (True, False, "require"):
+            raise OptionError(f"fuse is True, False or 'require', not {self.fuse!r}")
+        if self.fuse_limit is not None and (type(self.fuse_limit) is not int or self.fuse_limit < 0):
+            raise OptionError(f"fuse_limit is the number of fusions that are done, 0 or more, not {self.fuse_limit!r}")
         if self.backend not in BACKENDS:
             raise OptionError(f"backend {self.backend!r} does not exist; use one of {', '.join(BACKENDS)}")
         if self.precision not in PRECISIONS:
@@ -59,6 +64,10 @@ class Options:
             from fusegraph.runtime.cuda_compile import capability
 
             capability(self.target)
+
+    def changed(self, **options: Any) -> Options:
+        """The same with some options changed. Raises OptionError as for new ones."""
+        return replace(self, **{**options, **({"disable": tuple(options["disable"])} if "disable" in options else {})})
 
 
 class Executable(Protocol):
@@ -153,7 +162,7 @@ class Artifact:
         """The fused program, and what fusion says of it."""
         from fusegraph.passes.fuse import fuse
 
-        return fuse(self.graph, merge=self.options.fuse)
+        return fuse(self.graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
 
     @cached_property
     def threads(self) -> list[int | str]:
@@ -239,9 +248,8 @@ def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
 
     cache = DiskCache()
     text = repr(graph.structure())
-    return cache, cache.key(
-        "step", text, repr((options.fuse, options.exact, options.disable, data_field())), generator_digest()
-    )
+    chosen = (bool(options.fuse), options.exact, options.disable, data_field(), options.fuse_limit)
+    return cache, cache.key("step", text, repr(chosen), generator_digest())
 
 
 def _build_native(graph: Graph, options: Options) -> Artifact:

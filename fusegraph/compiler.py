@@ -50,13 +50,14 @@ def compile(
     /,
     *,
     backend: str = "cpu",
-    fuse: bool = True,
+    fuse: bool | str = True,
     exact: bool = False,
     verify: bool = False,  # noqa: A001
     disable: Sequence[str] = (),
     versions: int = DEFAULT_VERSIONS,
     target: str | None = None,
     precision: str = "float32",
+    fuse_limit: int | None = None,
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -66,20 +67,23 @@ def compile(
 
     backend   "cpu" (LLVM), "numba" (the readable Python source, compiled by numba), "python" (the same source, interpreted),
               "reference" (the graph, by numpy), "cuda" (numba-cuda kernels; not run on a GPU yet)
-    fuse      False: every materialised value gets a kernel of its own
+    fuse      False: every materialised value gets a kernel of its own; "require": raise FusionError, when first called, unless
+              every region that the function names (`with fusegraph.region("name"):`) is computed by one kernel
     exact     library functions and strict floating point instead of polynomials and reassociated sums
     verify    run the numpy reference beside every call and raise CompilerError at the first operation that differs
     disable   names of passes to leave out (see `fusegraph.passes.PIPELINE`)
     versions  how many signatures are kept; the one used longest ago goes first
     target    of backend="cuda": "sm_75" ... "sm_120"; None: the GPU at hand (to look at code without one: "sm_90")
     precision  of products on a GPU: "float32", or "tf32", "float16", "bfloat16" on tensor cores (sums stay float32)
+    fuse_limit  only the first so many fusions are done, in an order that is the same in every run: to find, by halving, the one
+              that changes a result (`python -m fusegraph bisect` does that)
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
     """
     if versions < 1:
         raise OptionError(f"versions must be at least 1, got {versions}")
-    options = Options(backend, fuse, exact, verify, tuple(disable), target, precision)
+    options = Options(backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit)
     if function is None:
         return lambda decorated: Compiled(decorated, options, versions)
     if not callable(function):
@@ -232,9 +236,14 @@ class Compiled:
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             backward = build(backward_graph, self._options)
+        artifact = build(graph, self._options)
+        if self._options.fuse == "require":
+            from fusegraph.inspect.require import require_fused
+
+            require_fused([artifact] if backward is None else [artifact, backward])
         return Version(
             key,
-            build(graph, self._options),
+            artifact,
             read,
             owners,
             written,
@@ -294,10 +303,8 @@ class Compiled:
         """
         from fusegraph.inspect.profile import profile
 
-        leaves, _ = tree.flatten((args, kwargs), Tensor)
-        arguments = [t for t in map(as_argument, leaves) if isinstance(t, Tensor)]
         version = self.compiled_for(*args, **kwargs)
-        made = profile(version, arguments, steps, warm_up, threads)
+        made = profile(version, args, kwargs, steps, warm_up, threads)
         version.profiled = made.explanation
         return made
 

@@ -55,6 +55,10 @@ class DeviceError(FusegraphError):
         self.out_of_memory, self.lost = out_of_memory, lost
 
 
+class FusionError(FusegraphError):
+    """A region that `fuse="require"` wants as one kernel is several; the message names what was refused, and the lines."""
+
+
 class StateError(FusegraphError):
     """Saved state does not fit the object that it is loaded into."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ Array = np.ndarray[Any, Any]
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 
 
-def differs(got: Array, expected: Array) -> str:
-    """What is different, in words; "" when the arrays agree up to rounding (NaN and inf must stand at the same places)."""
+def differs(got: Array, expected: Array, tolerance: Mapping[str, float] = TOLERANCE) -> str:
+    """What is different, in words; "" when the arrays agree up to rounding (NaN and inf must stand at the same places).
+
+    tolerance: by dtype, the largest difference that is put down to rounding, relative to the largest value.
+    """
     if got.dtype.kind != "f":
         return "" if np.array_equal(got, expected) else f"{int((got != expected).sum())} of {got.size} elements differ"
     special = ~np.isfinite(expected)
@@ -32,7 +35,7 @@ def differs(got: Array, expected: Array) -> str:
     scale = max(float(np.abs(expected[~special]).max()), 1e-30)
     error = float(np.abs(got[~special] - expected[~special]).max()) / scale
     return (
-        "" if error <= TOLERANCE[got.dtype.name] else f"largest difference {error:.2g} of the largest value {scale:.4g}"
+        "" if error <= tolerance[got.dtype.name] else f"largest difference {error:.2g} of the largest value {scale:.4g}"
     )
 
 

@@ -29,9 +29,12 @@ from fusegraph.passes.schedule import make_loop
 __all__ = ["FusionReport", "fuse"]
 
 
-def fuse(graph: Graph, merge: bool = True) -> tuple[Program, FusionReport]:
-    """The fused program of `graph`. With `merge=False` every root is a kernel of its own ("unfused")."""
-    state = FusionState(graph, merge)
+def fuse(graph: Graph, merge: bool = True, limit: int | None = None) -> tuple[Program, FusionReport]:
+    """The fused program of `graph`. With `merge=False` every root is a kernel of its own ("unfused").
+
+    limit: only the first so many merges are done; their order is the same in every run.
+    """
+    state = FusionState(graph, merge, limit)
     name_inputs(state)
     make_roots(state)
     groups = merge_all(state, KernelGraph(state)) if merge else KernelGraph(state)

@@ -10,21 +10,34 @@ from fusegraph.passes.groups import Refusal
 from fusegraph.passes.roots import Root
 
 
+@dataclass(frozen=True)
+class Merge:
+    """A pair of kernels that became one: their operations, the bytes that it saved, and the nodes between which they meet."""
+
+    producer: str
+    consumer: str
+    nbytes: int
+    producer_node: Node = field(compare=False)
+    consumer_node: Node = field(compare=False)
+
+
 @dataclass
 class FusionReport:
-    """What fusion did: kernels with the nodes in each, and what was refused."""
+    """What fusion did: kernels with the nodes in each, what was merged (in this order), and what was refused."""
 
     kernels: list[tuple[str, tuple[Node, ...]]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
+    merges: list[Merge] = field(default_factory=list)
 
 
 @dataclass
 class FusionState:
-    """The work in hand."""
+    """The work in hand. limit: how many pairs may merge (None: all that the rules allow)."""
 
     graph: Graph
     merge: bool
+    limit: int | None = None
     names: dict[Node, str] = field(default_factory=dict)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from fusegraph.passes.fusion_state import FusionState
+from fusegraph.passes.fusion_state import FusionState, Merge
 from fusegraph.passes.groups import (
     Group,
     Refusal,
@@ -136,7 +136,7 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
     for number in list(groups.groups):
         push(number)
     refused: dict[tuple[int, int], tuple[str, int]] = {}
-    while heap:
+    while heap and (state.limit is None or len(state.report.merges) < state.limit):
         nbytes, a, b, kind = heapq.heappop(heap)
         if a not in groups.groups or b not in groups.groups:
             continue
@@ -145,6 +145,8 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
         except Refused as refusal:
             refused[a, b] = str(refusal), -nbytes
             continue
+        first, second = groups.groups[a], groups.groups[b]
+        state.report.merges.append(Merge(_title(first), _title(second), -nbytes, *joint_nodes(first, second)))
         number = groups.replace(a, b, merged)
         known[number] = (merged.reads(), merged.writes)
         for name in known[number][0]:

@@ -72,10 +72,8 @@ def _files(artifacts: Sequence[Artifact], explanation: Explanation) -> Iterator[
 
 def page(report: Report, texts: Sequence[Texts] | None = None) -> str:
     """The report as one self-contained HTML page, with the lines of the user's files that it names."""
-    try:
-        from fusegraph.inspect.page import render
-    except ImportError:  # until it exists
-        return json.dumps(sources_of(report), indent=1)
+    from fusegraph.inspect.page import render
+
     return render(report, None if texts is None else list(texts), sources_of(report))
 
 

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusegraph import tree
 from fusegraph.errors import OptionError, UnsupportedError
 from fusegraph.inspect.explain import Explanation
 from fusegraph.inspect.report import Report
+from fusegraph.signature import as_argument
+from fusegraph.tensor import Tensor
 
 if TYPE_CHECKING:
     from fusegraph.build import Artifact
-    from fusegraph.tensor import Tensor
     from fusegraph.version import Version
 
 Array = np.ndarray[Any, Any]
@@ -119,26 +121,39 @@ class Profile:
 
 def profile(
     version: Version,
-    arguments: list[Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     steps: int = STEPS,
     warm_up: int = WARM_UP,
     threads: int | None = None,
 ) -> Profile:
-    """Time `steps` runs of a version on `arguments`. Raises OptionError for a wrong count, UnsupportedError without a clock."""
+    """Time `steps` runs of a version on a call's arguments.
+
+    Raises OptionError for a wrong count, UnsupportedError where there is no clock.
+    """
     if steps < 1 or warm_up < 0:
         raise OptionError(
             f"profile needs at least 1 step and no negative warm-up, got steps={steps}, warm_up={warm_up}"
         )
-    inputs = [np.array(tensor._value, order="C") for tensor in version.sources(arguments)]
-    timings = [time_artifact(version.artifact, inputs, steps, warm_up, threads)]
+    timings = [time_artifact(version.artifact, copied_inputs(version, args, kwargs), steps, warm_up, threads)]
     if version.backward is not None:
-        inputs = [np.array(tensor._value, order="C") for tensor in version.sources(arguments)]
-        timings.append(time_artifact(version.backward, _backward_inputs(version, inputs), steps, warm_up, threads))
+        inputs = backward_inputs(version, copied_inputs(version, args, kwargs))
+        timings.append(time_artifact(version.backward, inputs, steps, warm_up, threads))
     return Profile(_explained(version.artifacts, timings), timings)
 
 
-def _backward_inputs(version: Version, inputs: list[Array]) -> list[Array]:
-    """What the backward program reads: what it is handed of the forward's inputs and outputs, and ones for the seeds."""
+def copied_inputs(version: Version, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Array]:
+    """Copies of all that a call reads: arguments, then what the function has captured."""
+    leaves, _ = tree.flatten((args, kwargs), Tensor)
+    arguments = [tensor for tensor in map(as_argument, leaves) if isinstance(tensor, Tensor)]
+    return [np.array(tensor._value, order="C") for tensor in version.sources(arguments)]
+
+
+def backward_inputs(version: Version, inputs: list[Array]) -> list[Array]:
+    """What the backward program reads: what it is handed of the forward's inputs and outputs, and ones for the seeds.
+
+    Runs the forward program; `inputs` change.
+    """
     joint = version.joint
     assert joint is not None
     made = version.artifact.run(inputs)

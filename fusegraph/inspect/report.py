@@ -103,6 +103,7 @@ def _node(node: Node, number: int, inputs: list[int], kernels: Iterable[int]) ->
         "file": node.location.file,
         "line": node.location.line,
         "module": node.location.module,
+        "region": node.location.region,
         "attributes": attributes,
         "kernels": list(kernels),
     }
@@ -248,7 +249,7 @@ def _refusal(refusal: Refusal, numbers: Mapping[Node, int]) -> Report:
 
 def places_digest(graph: Graph) -> str:
     """A digest of the places in the user's program that a graph's nodes come from."""
-    text = ";".join(f"{node.location}" for node in graph.nodes)
+    text = ";".join(f"{node.location}@{node.location.region}" for node in graph.nodes)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
