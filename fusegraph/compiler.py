@@ -119,6 +119,17 @@ class Compiled:
     def __repr__(self) -> str:
         return f"<fusegraph.compile of {title_of(self._function)}: {len(self._versions)} version(s), backend {self._options.backend}>"
 
+    def _repr_html_(self) -> str:
+        from fusegraph.inspect.html_repr import compiled_html
+
+        rows = []
+        for version in self._versions.values():
+            report = version.artifact.report
+            shapes = [f"{part['name']} {part['dtype']}{part['shape']}" for part in report["signature"]]
+            arguments = ", ".join(shapes[: len(shapes) - len(version.captured)]) or "no arrays"
+            rows.append((arguments, version.reason, report))
+        return compiled_html(repr(self).strip("<>"), rows)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._repeat(args, kwargs)
         return result if result is not MISS else self._call(args, kwargs)
@@ -207,7 +218,9 @@ class Compiled:
             args, kwargs = rebuild(list(symbols))
             try:
                 result = self._function(*args, **kwargs)
-                return self._finish(key, trace, symbols, result)
+                version = self._finish(key, trace, symbols, result)
+                version.reason = reason
+                return version
             finally:
                 for tensor, before in trace.grads_before.values():
                     tensor._grad = before

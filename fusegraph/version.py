@@ -36,6 +36,7 @@ class Version:
     joint: Joint | None = None
     backward: Artifact | None = None
     checked: int = -1
+    reason: str = ""  # why it was made
     profiled: Any = None  # an Explanation with measured times, once `profile` has run
     calls: int = field(default=0)
     used: int = field(default_factory=now)

@@ -135,7 +135,7 @@ def _likely(left: Sequence[Report], right: Sequence[Report]) -> list[tuple[Repor
 
 def _likeness(x: Report, y: Report) -> float:
     """Share of operations that both have; those at the same line count more."""
-    a, b = Counter(x["operations"]), Counter(y["operations"])
+    a, b = (Counter[str](kernel["operations"]) for kernel in (x, y))
     most = max(sum(a.values()), sum(b.values()), 1)
     lines = set(x["lines"]) & set(y["lines"])
     return sum((a & b).values()) / most + (0.01 * len(lines) if lines else 0.0)
@@ -147,7 +147,7 @@ def _kernel(kernel: Report) -> str:
 
 
 def _changed(before: Report, after: Report) -> list[str]:
-    a, b = Counter(before["operations"]), Counter(after["operations"])
+    a, b = (Counter[str](kernel["operations"]) for kernel in (before, after))
     parts = [f"+{name}" for name in (b - a).elements()] + [f"-{name}" for name in (a - b).elements()]
     what = f" ({' '.join(parts)})" if parts else ""
     return [f"  ~ {_kernel(before)}", f"    {_kernel(after)}{what}"]

@@ -61,6 +61,11 @@ class Explanation:
                 return
         print(self)
 
+    def _repr_html_(self) -> str:
+        from fusegraph.inspect.html_repr import explanation_html
+
+        return explanation_html(self.to_dict())
+
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from fusegraph.inspect.explain_rich import renderables
 

@@ -118,6 +118,9 @@ class Profile:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return self.explanation._repr_html_()
+
 
 def profile(
     version: Version,

@@ -187,6 +187,11 @@ class Graph:
 
         return print_graph(self)
 
+    def _repr_html_(self) -> str:
+        from fusegraph.inspect.html_repr import graph_html
+
+        return graph_html(self)
+
     def to_networkx(self) -> networkx.DiGraph:
         """A networkx view for graph algorithms: nodes are numbers in graph order with the node's fields as attributes."""
         import networkx
