@@ -12,18 +12,19 @@ import fusegraph as fg
 import fusegraph.functional as F
 from fusegraph import nn, optim
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
+from fusegraph.codegen.cpu.halos import with_halos
 from fusegraph.ir.loops import Program
 
 
 class Net(nn.Module):
-    """Two convolutions, one padded, with pooling; odd sizes."""
+    """Two convolutions with pooling between them, the second one padded where there is none; odd sizes."""
 
     def __init__(self, pool: int = 2) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(2, 3, 3, padding=1)
-        self.conv2 = nn.Conv2d(3, 5, 3)
+        self.conv2 = nn.Conv2d(3, 5, 3, padding=(2, 1) if pool == 1 else 0)
         self.pool = pool
-        self.out = nn.Linear(5 * (7 // pool - 2) ** 2, 4)
+        self.out = nn.Linear(5 * 9 * 7 if pool == 1 else 5, 4)
 
     def forward(self, x: Any) -> Any:
         x = F.max_pool2d(self.conv1(x).relu(), self.pool)
@@ -67,9 +68,25 @@ def test_training_equals_eager(batch, pool):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_program_means_the_same():
-    program = fused(16)
+def haloed(program: Program) -> tuple[Program, list[Any]]:
+    """Blocked, with borders of zeros, which are kernels of their own here; and the borders."""
     blocked = batch_blocked(program, 256)
+    changed = [name for name in blocked.buffers if blocked.buffers[name] is not program.buffers[name]]
+    program, halos = with_halos(blocked, changed)
+    loops = []
+    for loop in program.loops:
+        loops += [halo.zeros for halo in halos.get(loop.name, ())]
+        loops.append(loop)
+    return program.with_loops(tuple(loops)), [halo for group in halos.values() for halo in group]
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_the_program_means_the_same(pool):
+    _, step = trained(16, fg.compile, steps=1, pool=pool)
+    program = step.compiled_for().artifact.fused[0]
+    blocked, halos = haloed(program)
+    borders = {(halo.before, halo.behind) for halo in halos}  # of the images, and of the cotangents
+    assert borders == ({((0, 0, n, 1, 0),) * 2 for n in (2, 0)} if pool == 1 else set())
     rng = np.random.default_rng(0)
     arrays = []
     for name in program.inputs:
@@ -123,6 +140,21 @@ def test_results_do_not_depend_on_threads():
     for run in runs[1:]:
         for a, b in zip(run, runs[0], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_padding_is_a_zero_that_is_multiplied(bad):
+    """In a block, as in the reference, a border pixel under an infinite weight is 0 * inf."""
+    rng = np.random.default_rng(1)
+    image, weight = rng.standard_normal((16, 2, 6, 5)), rng.standard_normal((3, 2, 3, 3))
+    image, weight = image.astype(np.float32), weight.astype(np.float32)
+    weight[1, 0, 0, 0] = bad
+
+    def forward(x, w):
+        return F.conv2d(F.softmax(x, -1), w, padding=1).relu()
+
+    got = fg.compile(forward)(image, weight).numpy()
+    np.testing.assert_allclose(got, forward(fg.as_tensor(image), fg.as_tensor(weight)).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_infinite_weights_spare_the_border_of_the_input_gradient():

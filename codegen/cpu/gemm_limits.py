@@ -6,14 +6,15 @@ outside, that is up to four times the products. A limit says which taps count at
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.contract_plan import Contraction
 from fusegraph.codegen.cpu.irtext import FunctionBuilder
 from fusegraph.ir.index import Axis, Index
-from fusegraph.ir.scalar import Bound
+from fusegraph.ir.scalar import Bound, Condition
 
-__all__ = ["Limits", "TapLimit", "tap_limits"]
+__all__ = ["Limits", "TapLimit", "share_of_taps", "tap_limits"]
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,30 @@ Limits = tuple[TapLimit, ...]
 
 
 def tap_limits(found: Contraction) -> Limits:
-    """The mask of the wide operand as limits of taps; none where it is something else.
-
-    Only for a transposed convolution (the tap's factor is -1): padding of a forward convolution is a zero that is
-    multiplied by the weight, so that an infinite weight makes a NaN of it.
-    """
+    """The mask of the wide operand as limits of taps; none where it is something else."""
     limits = []
     for condition in found.wide.mask:
-        if not isinstance(condition, Bound) or not condition.index.is_affine:
+        limit = _limit(condition, found.sums)
+        if limit is None:
             return ()
-        taps = [axis for axis in condition.index.axes if axis in found.sums]
-        if len(taps) != 1 or condition.index.coefficient(taps[0]) != -1:
-            return ()
-        limits.append(TapLimit(taps[0], condition.index + taps[0], condition.low, condition.high))
-    wanted = [limit.tap for limit in limits]
-    return tuple(limits) if len(set(wanted)) == len(wanted) else ()
+        limits.append(limit)
+    return tuple(limits) if len({limit.tap for limit in limits}) == len(limits) else ()
+
+
+def share_of_taps(condition: Condition, sums: Iterable[Axis]) -> float:
+    """The mean part of the taps of a transposed convolution that satisfy a condition; 1 where it is not one of those."""
+    limit = _limit(condition, sums)
+    return 1.0 if limit is None else limit.share
+
+
+def _limit(condition: Condition, sums: Iterable[Axis]) -> TapLimit | None:
+    """Only for a transposed convolution (the tap's factor is -1).
+
+    Padding of a forward convolution is a zero that is multiplied by the weight: an infinite weight makes a NaN of it.
+    """
+    if not isinstance(condition, Bound) or not condition.index.is_affine:
+        return None
+    taps = [axis for axis in sums if axis in condition.index.axes]
+    if len(taps) != 1 or condition.index.coefficient(taps[0]) != -1:
+        return None
+    return TapLimit(taps[0], condition.index + taps[0], condition.low, condition.high)

@@ -9,10 +9,12 @@ All threads run the same function. Between two kernels there is a barrier only w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
+from fusegraph.codegen.cpu.halos import Halo, with_halos
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
@@ -61,9 +63,12 @@ def emit_step(
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
     """
     module = Module(vector_bits=vector_bits)
+    halos: dict[str, list[Halo]] = {}
     if not exact:
-        program = batch_blocked(program, vector_bits)
-    kernels = _emit_kernels(module, program, vector_bits, exact)
+        blocked = batch_blocked(program, vector_bits)
+        changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
+        program, halos = with_halos(blocked, changed)
+    kernels = _emit_kernels(module, program, halos, vector_bits, exact)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
@@ -73,18 +78,38 @@ def emit_step(
     return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
 
 
-def _emit_kernels(module: Module, program: Program, vector_bits: int, exact: bool) -> tuple[EmittedKernel, ...]:
+def _emit_kernels(
+    module: Module, program: Program, halos: Mapping[str, Sequence[Halo]], vector_bits: int, exact: bool
+) -> tuple[EmittedKernel, ...]:
     """A kernel for each loop; loops that differ only in names share one function."""
     kernels: list[EmittedKernel] = []
     first: dict[Key, tuple[Loop, EmittedKernel]] = {}
     for loop in program.loops:
-        key = kernel_key(loop, program)
+        borders = halos.get(loop.name, ())
+        key = (kernel_key(loop, program), tuple((halo.before, halo.behind) for halo in borders))
         if key not in first:
-            first[key] = (loop, emit_kernel(module, loop, program, vector_bits, exact))
+            kernel = emit_kernel(module, loop, program, vector_bits, exact)
+            zeros = [
+                emit_nest(module, halo.zeros, program, vector_bits, exact=exact, parallel=kernel.parallel)
+                for halo in borders
+            ]
+            first[key] = (loop, _with_zeros(module, kernel, zeros) if zeros else kernel)
         like, kernel = first[key]
         renamed = dict(zip(kernel_buffers(like), kernel_buffers(loop), strict=True))
         kernels.append(replace(kernel, buffers=tuple(renamed[name] for name in kernel.buffers)))
     return tuple(kernels)
+
+
+def _with_zeros(module: Module, kernel: EmittedKernel, zeros: Sequence[EmittedKernel]) -> EmittedKernel:
+    """A kernel that writes an image and, in the same go, the zeros around it."""
+    name = f"{kernel.name}_and_halo"
+    pointers = [f"ptr %p{place}" for place in range(len(kernel.buffers))]
+    fn = module.function(name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt"])
+    for part in (kernel, *zeros):
+        places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
+        fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt")])
+    scratch = max(part.scratch_bytes for part in (kernel, *zeros))
+    return replace(kernel, name=name, scratch_bytes=scratch)
 
 
 def _emit_driver(
