@@ -6,6 +6,7 @@ where addresses keep changing, a step goes on without graphs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fusegraph import events
@@ -35,6 +36,7 @@ class Graphs:
         self._graphs: dict[tuple[Any, ...], Any] = {}
         self._proven: set[tuple[Any, ...]] = set()
         self._captures = 0
+        self._last: Callable[[], None] = lambda: None
 
     def launch(self, call: _Call) -> None:
         """Queue copies in, kernels and copies out of a call.
@@ -45,8 +47,22 @@ class Graphs:
         if graph is not None:
             self.device.driver.launch_graph(graph)
             self.launches["graph"] += 1
+            self._last = lambda: self.device.driver.launch_graph(graph)
         else:
             self._one_by_one(call)
+            self._last = lambda: self._queue(call)
+
+    def replay_ms(self, times: int) -> float:
+        """The GPU's time for one of `times` repetitions of the last call, without what the host does for it.
+
+        For measurements: states go on with each repetition. What the last call used must still be alive.
+        """
+
+        def queue() -> None:
+            for _ in range(times):
+                self._last()
+
+        return self.device.driver.elapsed_ms(queue) / times
 
     def _load(self) -> None:
         for name, image in self.plan.images.items():
@@ -139,3 +155,4 @@ class Graphs:
             self.device.driver.unload(kernel)
         self._graphs.clear()
         self._kernels.clear()
+        self._last = lambda: None
