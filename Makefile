@@ -1,7 +1,8 @@
 # make mnist       train a network on handwritten digits and show what was fused
 # make sentiment   the same for sentences: positive or negative?
 # make test        the whole test suite           make lint    ruff and mypy
-# make bench       speed beside other frameworks  make clean   remove everything that was made here
+# make bench       speed beside other frameworks  make docs    the documentation site, in out/site
+# make clean       remove everything that was made here
 #
 # Needs Python >= 3.11, make and a package registry; all else goes into .venv. Options for an example:
 #   make mnist ARGS="--model lenet --data DIR"
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: mnist sentiment test lint bench wheel clean
+.PHONY: mnist sentiment test lint bench docs wheel clean
 
 mnist: $(VENV)/.examples
 	$(BIN)/python -m examples.mnist $(ARGS)
@@ -47,6 +48,9 @@ types: $(VENV)/.dev .typecheck
 bench: $(VENV)/.rivals
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
 
@@ -74,6 +78,10 @@ else
 	$(PIP) install --quiet --editable '.[dev,examples]'
 endif
 	@touch $@ $(VENV)/.examples
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[docs]'
+	@touch $@
 
 # What the benchmarks compare with. Each is optional: one that does not install is reported as such. (ziglang: tinygrad needs clang.)
 $(VENV)/.rivals: $(VENV)/.dev

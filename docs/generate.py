@@ -111,6 +111,20 @@ def explanation() -> str:
     return fenced("\n".join(lines))
 
 
+def tour_explanation() -> str:
+    """The beginning of the report of the network in docs/tour.md: the forward kernels, the dearest refusals."""
+    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    script = "\n\n".join(blocks)  # the file that a reader makes of the page
+    names: dict[str, Any] = {}
+    exec(compile(script[: script.index("rng = ")], "tour.py", "exec"), names)
+    images, labels = np.zeros((64, 1, 28, 28), np.float32), np.zeros(64, np.int64)
+    lines = str(names["step"].explain(images, labels)).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("    3 "))
+    refused = next(i for i, line in enumerate(lines) if line.startswith("  not fused"))
+    return fenced("\n".join([*lines[:first], "  ...", *lines[refused : refused + 4], "    ..."]))
+
+
 def loop_conv() -> str:
     """The first convolution with its bias and relu, as a Loop."""
     return fenced(print_loop(_loop("conv", "relu")))
@@ -180,6 +194,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         conv_gradients,
         passes,
         explanation,
+        tour_explanation,
         loop_conv,
         loop_softmax,
         loop_update,

@@ -1,12 +1,15 @@
 "use strict";
 // Small tools that every part of the page uses: elements, figures as text, colours, the tooltip.
-const FG = { state: { program: 0, graph: "optimised", selection: null, refused: true, dock: "time", asked: [null, null] } };
+const FG = {
+  state: { program: 0, graph: "optimised", selection: null, refused: true, dock: "time", asked: [null, null] },
+};
 
 FG.byId = (id) => document.getElementById(id);
 
 // An HTML element; attributes that start with "on" are listeners, children are elements or texts (never markup).
 FG.el = (tag, attributes = {}, ...children) => FG.fill(document.createElement(tag), attributes, children);
-FG.svg = (tag, attributes = {}, ...children) => FG.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+FG.svg = (tag, attributes = {}, ...children) =>
+  FG.fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 FG.fill = (element, attributes, children) => {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
@@ -14,7 +17,9 @@ FG.fill = (element, attributes, children) => {
     else if (name === "style") for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 };
 
@@ -31,7 +36,14 @@ FG.time = (ns) => {
   if (ns < 1000) return `${ns.toFixed(0)} ns`;
   return ns < 1e6 ? `${(ns / 1e3).toFixed(1)} µs` : `${(ns / 1e6).toFixed(2)} ms`;
 };
-FG.flops = (count) => (count < 1e4 ? `${count} flop` : count < 1e6 ? `${(count / 1e3).toFixed(1)} kflop` : count < 1e9 ? `${(count / 1e6).toFixed(2)} Mflop` : `${(count / 1e9).toFixed(2)} Gflop`);
+FG.flops = (count) =>
+  count < 1e4
+    ? `${count} flop`
+    : count < 1e6
+      ? `${(count / 1e3).toFixed(1)} kflop`
+      : count < 1e9
+        ? `${(count / 1e6).toFixed(2)} Mflop`
+        : `${(count / 1e9).toFixed(2)} Gflop`;
 FG.shape = (shape) => (shape.length ? shape.join("×") : "scalar");
 FG.base = (file) => file.split(/[\\/]/).pop();
 FG.cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
@@ -43,14 +55,19 @@ FG.textWidth = (text, kind) => {
   if (!FG.measure) {
     FG.measure = document.createElement("canvas").getContext("2d");
     const style = getComputedStyle(document.documentElement);
-    FG.families = { name: style.getPropertyValue("--sans"), sub: style.getPropertyValue("--mono"), pill: style.getPropertyValue("--mono") };
+    FG.families = {
+      name: style.getPropertyValue("--sans"),
+      sub: style.getPropertyValue("--mono"),
+      pill: style.getPropertyValue("--mono"),
+    };
   }
   FG.measure.font = `${FONTS[kind]} ${FG.families[kind]}`;
   return FG.measure.measureText(text).width;
 };
 FG.fitText = (text, kind, width) => {
   let shown = text;
-  while (shown.length > 2 && FG.textWidth(shown, kind) > width) shown = `${shown.slice(0, shown.endsWith("…") ? -2 : -1)}…`;
+  while (shown.length > 2 && FG.textWidth(shown, kind) > width)
+    shown = `${shown.slice(0, shown.endsWith("…") ? -2 : -1)}…`;
   return shown;
 };
 
@@ -74,7 +91,8 @@ FG.tip = (text, event) => {
   if (!text) return;
   tip.textContent = text;
   const x = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 10);
-  const y = event.clientY + 16 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 16;
+  const y =
+    event.clientY + 16 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 16;
   tip.style.left = `${Math.max(4, x)}px`;
   tip.style.top = `${y}px`;
 };
@@ -88,27 +106,47 @@ FG.withTip = (element, text) => {
 FG.pressable = (element, action) => {
   element.addEventListener("click", action);
   element.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.stopPropagation(); action(event); }
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      event.stopPropagation();
+      action(event);
+    }
     const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
     const next = step && element.tagName === "TR" && element[step];
-    if (next && next.hasAttribute("tabindex")) { event.preventDefault(); next.focus(); }
+    if (next && next.hasAttribute("tabindex")) {
+      event.preventDefault();
+      next.focus();
+    }
   });
   return element;
 };
 
 // Tabs: a row of buttons of which one is chosen; arrows move along it.
 FG.tabs = (holder, items, chosen, choose) => {
-  holder.replaceChildren(...items.map(([key, label, title]) => FG.el("button", {
-    role: "tab", "aria-selected": String(key === chosen), tabindex: key === chosen ? 0 : -1, title, "data-key": key, onclick: () => choose(key),
-    onkeydown: (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      event.stopPropagation();
-      const keys = items.map((item) => item[0]);
-      const next = keys[(keys.indexOf(key) + step + keys.length) % keys.length];
-      choose(next);
-      holder.querySelector(`[data-key="${next}"]`).focus();
-    },
-  }, label)));
+  holder.replaceChildren(
+    ...items.map(([key, label, title]) =>
+      FG.el(
+        "button",
+        {
+          role: "tab",
+          "aria-selected": String(key === chosen),
+          tabindex: key === chosen ? 0 : -1,
+          title,
+          "data-key": key,
+          onclick: () => choose(key),
+          onkeydown: (event) => {
+            const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+            if (!step) return;
+            event.preventDefault();
+            event.stopPropagation();
+            const keys = items.map((item) => item[0]);
+            const next = keys[(keys.indexOf(key) + step + keys.length) % keys.length];
+            choose(next);
+            holder.querySelector(`[data-key="${next}"]`).focus();
+          },
+        },
+        label,
+      ),
+    ),
+  );
 };

@@ -16,7 +16,15 @@ FG.prepare = (program) => {
     for (const node of graph.nodes) {
       if (!node.file) continue;
       const key = FG.lineKey(node.file, node.line);
-      if (!lines.has(key)) lines.set(key, { file: node.file, line: node.line, modules: new Set(), kernels: new Set(), graph: [], optimised: [] });
+      if (!lines.has(key))
+        lines.set(key, {
+          file: node.file,
+          line: node.line,
+          modules: new Set(),
+          kernels: new Set(),
+          graph: [],
+          optimised: [],
+        });
       const entry = lines.get(key);
       entry[name].push(node.id);
       if (node.module) entry.modules.add(node.module);
@@ -53,7 +61,8 @@ FG.report.programs.forEach(FG.prepare);
 FG.nodeName = (node) => (node.op === "input" ? node.name || node.attributes.name || `input ${node.id}` : node.op);
 FG.kernelTitle = (kernel) => {
   const order = { contract: 0, gather: 1, reduce: 1 };
-  const names = FG.unique(kernel.operations).filter((name) => !["reshape", "expand", "permute", "constant", "cast", "window"].includes(name))
+  const names = FG.unique(kernel.operations)
+    .filter((name) => !["reshape", "expand", "permute", "constant", "cast", "window"].includes(name))
     .sort((a, b) => (order[FG.kind(a)] ?? 2) - (order[FG.kind(b)] ?? 2));
   return names.length ? names.join(" + ") : FG.unique(kernel.operations).join(" + ") || "copy";
 };
@@ -67,7 +76,8 @@ FG.related = (selection, program = FG.program()) => {
   const { kind, id } = selection;
   const addKernelNodes = () => {
     for (const name of ["graph", "optimised"])
-      for (const node of program[name].nodes) if (node.kernels.some((kernel) => found.kernels.has(kernel))) found[name].add(node.id);
+      for (const node of program[name].nodes)
+        if (node.kernels.some((kernel) => found.kernels.has(kernel))) found[name].add(node.id);
   };
   if (kind === "kernel") {
     found.kernels.add(id);
@@ -78,17 +88,35 @@ FG.related = (selection, program = FG.program()) => {
     node.kernels.forEach((kernel) => found.kernels.add(kernel));
     const other = selection.graph === "graph" ? "optimised" : "graph";
     for (const twin of program[other].nodes)
-      if (twin.op === node.op && twin.file === node.file && twin.line === node.line && twin.module === node.module && FG.nodeName(twin) === FG.nodeName(node)
-        && String(twin.shape) === String(node.shape)) found[other].add(twin.id);
+      if (
+        twin.op === node.op &&
+        twin.file === node.file &&
+        twin.line === node.line &&
+        twin.module === node.module &&
+        FG.nodeName(twin) === FG.nodeName(node) &&
+        String(twin.shape) === String(node.shape)
+      )
+        found[other].add(twin.id);
     if (node.file) found.lines.add(FG.lineKey(node.file, node.line));
   } else if (kind === "line") {
     const entry = program.lines.get(id);
     found.lines.add(id);
     entry?.kernels.forEach((kernel) => found.kernels.add(kernel));
     for (const name of ["graph", "optimised"]) entry?.[name].forEach((node) => found[name].add(node));
+  } else if (kind === "why") {
+    (FG.state.whyKernels || []).forEach((kernel) => found.kernels.add(kernel));
+    for (const item of FG.state.asked) {
+      if (item?.kind === "op") {
+        found[item.graph].add(item.id);
+        const { file, line } = program[item.graph].byId.get(item.id);
+        if (file) found.lines.add(FG.lineKey(file, line));
+      }
+    }
+    if (!found.graph.size && !found.optimised.size) addKernelNodes();
   } else if (kind === "buffer") {
     found.buffers.add(id);
-    for (const map of [program.readers, program.writers]) (map.get(id) || []).forEach((kernel) => found.kernels.add(kernel));
+    for (const map of [program.readers, program.writers])
+      (map.get(id) || []).forEach((kernel) => found.kernels.add(kernel));
   }
   if (kind === "kernel") {
     for (const node of found.optimised) {
@@ -108,7 +136,8 @@ FG.texts = async () => {
 };
 FG.readTexts = async (holder) => {
   if (holder.type === "application/json") return JSON.parse(holder.textContent);
-  if (typeof DecompressionStream === "undefined") throw new Error("This browser is too old to unpack the texts; they are in the files beside this page.");
+  if (typeof DecompressionStream === "undefined")
+    throw new Error("This browser is too old to unpack the texts; they are in the files beside this page.");
   const packed = Uint8Array.from(atob(holder.textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   return JSON.parse(await new Response(stream).text());

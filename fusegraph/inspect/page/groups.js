@@ -10,7 +10,8 @@ FG.smallNodes = (graph) => {
     const size = node.shape.reduce((product, extent) => product * extent, 1);
     const fromSmall = node.inputs.length > 0 && node.inputs.every((id) => small.has(id));
     const scalar = size === 1 && (node.op === "input" || node.inputs.length === 0 || fromSmall);
-    if (["constant", "iota", "full"].includes(node.op) || scalar || (fromSmall && FG.kind(node.op) === "view")) small.add(node.id);
+    if (["constant", "iota", "full"].includes(node.op) || scalar || (fromSmall && FG.kind(node.op) === "view"))
+      small.add(node.id);
   }
   return small;
 };
@@ -54,7 +55,16 @@ FG.groupPath = (node, forward) => {
   return forward && !forward.has(node.id) ? [line] : [...phase, line];
 };
 
-FG.newGroup = (key, parent, part) => ({ group: true, key, parent, part, label: FG.groupLabel(part), children: [], map: new Map(), open: false });
+FG.newGroup = (key, parent, part) => ({
+  group: true,
+  key,
+  parent,
+  part,
+  label: FG.groupLabel(part),
+  children: [],
+  map: new Map(),
+  open: false,
+});
 FG.newLeaf = (node, parent, key) => {
   const leaf = { group: false, key, node, parent };
   parent.children.push(leaf);
@@ -100,9 +110,16 @@ FG.divideLarge = (group, graph, home, small) => {
   const parents = new Map();
   parts.forEach((part, number) => {
     if (part.length < 2) return;
-    const names = part.map((leaf) => updated.get(leaf.node.id)).filter(Boolean).sort((a, b) => a.length - b.length);
+    const names = part
+      .map((leaf) => updated.get(leaf.node.id))
+      .filter(Boolean)
+      .sort((a, b) => a.length - b.length);
     const child = FG.newGroup(`${group.key}/#${number}`, group, names[0] || `part ${number + 1} of ${parts.length}`);
-    for (const leaf of part) { leaf.parent = child; child.children.push(leaf); parents.set(leaf, child); }
+    for (const leaf of part) {
+      leaf.parent = child;
+      child.children.push(leaf);
+      parents.set(leaf, child);
+    }
   });
   group.children = FG.unique(group.children.map((child) => parents.get(child) || child));
 };
@@ -119,7 +136,8 @@ FG.components = (inside, graph) => {
       if (part.has(at)) continue;
       part.set(at, parts.length);
       found.push(at);
-      for (const id of [...at.node.inputs, ...graph.users.get(at.node.id)]) if (inside.has(id)) stack.push(inside.get(id));
+      for (const id of [...at.node.inputs, ...graph.users.get(at.node.id)])
+        if (inside.has(id)) stack.push(inside.get(id));
     }
     parts.push(found.sort((a, b) => a.node.id - b.node.id));
   }
@@ -182,6 +200,9 @@ FG.shownAs = (leaf) => {
 };
 FG.reveal = (leaf) => {
   let changed = false;
-  for (let at = leaf.parent; at; at = at.parent) { changed ||= !at.open; at.open = true; }
+  for (let at = leaf.parent; at; at = at.parent) {
+    changed ||= !at.open;
+    at.open = true;
+  }
   return changed;
 };

@@ -4,6 +4,7 @@
 const HEAD = 20;
 const PAD = 9;
 
+const LONG_WAY = 320; // an edge that leaves its group, and is longer, goes round the boxes between
 const LONG_SPAN = 3; // layers; an edge over more (an activation kept for the backward part) is drawn as a bow beside the others
 
 FG.dagre = (boxes, edges, options) => {
@@ -29,39 +30,57 @@ FG.shortEdges = (boxes, edges) => {
   const rank = new Map(boxes.map((box) => [box.key, 0]));
   const into = new Map();
   for (const edge of edges) FG.addTo(into, edge[1], edge);
-  for (const box of FG.inOrder(boxes, edges)) for (const [from] of into.get(box) || []) rank.set(box, Math.max(rank.get(box), rank.get(from) + 1));
+  for (const box of FG.inOrder(boxes, edges))
+    for (const [from] of into.get(box) || []) rank.set(box, Math.max(rank.get(box), rank.get(from) + 1));
   const span = ([from, to]) => Math.abs(rank.get(to) - rank.get(from));
   const kept = new Set(edges.filter((edge) => span(edge) <= LONG_SPAN));
   const touched = new Set([...kept].flat());
   for (const edge of edges.filter((e) => !kept.has(e)).sort((a, b) => span(a) - span(b)))
-    if (!touched.has(edge[0]) || !touched.has(edge[1])) { kept.add(edge); edge.forEach((key) => touched.add(key)); }
+    if (!touched.has(edge[0]) || !touched.has(edge[1])) {
+      kept.add(edge);
+      edge.forEach((key) => touched.add(key));
+    }
   return edges.filter((edge) => kept.has(edge));
 };
 FG.inOrder = (boxes, edges) => {
   const missing = new Map(boxes.map((box) => [box.key, 0]));
   const next = new Map();
-  for (const [from, to] of edges) { missing.set(to, missing.get(to) + 1); FG.addTo(next, from, to); }
+  for (const [from, to] of edges) {
+    missing.set(to, missing.get(to) + 1);
+    FG.addTo(next, from, to);
+  }
   const ready = boxes.map((box) => box.key).filter((key) => missing.get(key) === 0);
   for (let i = 0; i < ready.length; i += 1)
-    for (const to of next.get(ready[i]) || []) { missing.set(to, missing.get(to) - 1); if (missing.get(to) === 0) ready.push(to); }
+    for (const to of next.get(ready[i]) || []) {
+      missing.set(to, missing.get(to) - 1);
+      if (missing.get(to) === 0) ready.push(to);
+    }
   return ready; // without what stands on a cycle
 };
 
-// From side to side, bowed out: the longer, the wider.
-FG.bow = (from, to) => {
+// From right side to right side, bowed out so far that it passes the boxes that stand between.
+FG.bow = (from, to, boxes) => {
   const [x1, y1, x2, y2] = [from.x + from.w, from.y + from.h / 2, to.x + to.w, to.y + to.h / 2];
-  const out = Math.max(x1, x2) + Math.min(150, 24 + 0.1 * Math.abs(y2 - y1));
+  const [top, bottom] = [Math.min(y1, y2), Math.max(y1, y2)];
+  const between = boxes.filter((box) => box !== from && box !== to && box.y + box.h > top && box.y < bottom);
+  const clear = Math.max(x1, x2, ...between.map((box) => box.x + box.w)) + 10 + Math.min(70, 0.03 * (bottom - top));
+  const out = Math.max(clear, (8 * clear - x1 - x2) / 6); // where the handles of the curve are, for its middle to be at `clear`
   return `M${x1.toFixed(1)} ${y1.toFixed(1)}C${out.toFixed(1)} ${y1.toFixed(1)} ${out.toFixed(1)} ${y2.toFixed(1)} ${(x2 + 1).toFixed(1)} ${y2.toFixed(1)}`;
 };
 
 FG.sizeOf = (item) => {
   if (item.group) return { w: Math.max(110, Math.min(250, FG.textWidth(`+ ${item.label}`, "name") + 22)), h: 38 };
   const name = FG.nodeName(item.node);
-  if (item.node.op === "input" || FG.isScalarLeaf(item)) return { w: FG.textWidth(FG.leafText(item), "pill") + 18, h: 19 };
-  return { w: Math.max(64, Math.max(FG.textWidth(name, "name"), FG.textWidth(FG.shape(item.node.shape), "sub")) + 24), h: 34 };
+  if (item.node.op === "input" || FG.isScalarLeaf(item))
+    return { w: FG.textWidth(FG.leafText(item), "pill") + 18, h: 19 };
+  return {
+    w: Math.max(64, Math.max(FG.textWidth(name, "name"), FG.textWidth(FG.shape(item.node.shape), "sub")) + 24),
+    h: 34,
+  };
 };
 FG.isScalarLeaf = (item) => item.key.includes("@");
-FG.leafText = (item) => FG.cut(item.node.op === "constant" ? String(item.node.attributes.value ?? "constant") : FG.nodeName(item.node), 30);
+FG.leafText = (item) =>
+  FG.cut(item.node.op === "constant" ? String(item.node.attributes.value ?? "constant") : FG.nodeName(item.node), 30);
 
 // Gives every visible item x, y, w, h (relative to the drawing), and the routes of the edges of each open group.
 FG.layoutTree = (tree) => {
@@ -113,14 +132,15 @@ FG.placeGroup = (group, x, y) => {
   }
 };
 
-FG.visible = (group) => group.shown.flatMap((child) => (child.group && child.open ? [child, ...FG.visible(child)] : [child]));
+FG.visible = (group) =>
+  group.shown.flatMap((child) => (child.group && child.open ? [child, ...FG.visible(child)] : [child]));
 
 // Leaves its group: such edges are drawn faintly, they cross what is around.
 FG.far = (edge) => edge.a.parent !== edge.group || edge.b.parent !== edge.group || !edge.group.routes.has(edge.step);
 
-FG.route = (edge) => {
+FG.route = (edge, boxes) => {
   const route = edge.group.routes.get(edge.step);
-  if (!route) return FG.bow(edge.a, edge.b);
+  if (!route || (FG.far(edge) && edge.b.y - edge.a.y > LONG_WAY)) return FG.bow(edge.a, edge.b, boxes);
   const points = route.map((p) => ({ x: p.x + edge.group.ox, y: p.y + edge.group.oy }));
   const start = { x: edge.a.x + edge.a.w / 2, y: edge.a.y + edge.a.h };
   const end = { x: edge.b.x + edge.b.w / 2, y: edge.b.y };
