@@ -66,6 +66,11 @@ class EmulatedBindings:
     def on_cuInit(self, flags: int) -> None:
         assert flags == 0
 
+    version = 13000
+
+    def on_cuDriverGetVersion(self) -> int:
+        return self.version
+
     def on_cuDeviceGet(self, ordinal: int) -> Any:
         assert ordinal == 0
         return real.CUdevice(0)
@@ -223,5 +228,8 @@ def _status(name: str, error: DeviceError) -> Any:
         return real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     if "not supported" in str(error):
         return real.CUresult.CUDA_ERROR_NOT_SUPPORTED
-    launch = real.CUresult.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-    return launch if name == "cuLaunchKernel" else real.CUresult.CUDA_ERROR_INVALID_VALUE
+    codes = {
+        "cuLaunchKernel": real.CUresult.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+        "cuModuleGetFunction": real.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+    }
+    return codes.get(name, real.CUresult.CUDA_ERROR_INVALID_VALUE)

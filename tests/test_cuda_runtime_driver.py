@@ -94,6 +94,28 @@ def test_errors(refuse: str, words: str, flags: tuple[bool, bool]) -> None:
         training.step(x, y)
 
 
+@pytest.mark.parametrize("version", [12080, 13000])
+def test_a_driver_that_is_too_old_is_named(version: int) -> None:
+    with bound() as (_, emulated, api):
+        api.version = version
+        training = Training("mlp", "cuda")
+        emulated.refuse = {"load": 1}
+        with pytest.raises(DeviceError, match="unsupported ptx version .error 222.") as caught:
+            training.step(*batches("mlp", 1)[0])
+        assert ("is for CUDA 12.8, and" in str(caught.value)) == (version < 13000)
+
+
+def test_an_illegal_access_loses_the_device() -> None:
+    from tests.emulated_bindings import EmulatedBindings
+
+    emulated = EmulatedDriver()
+    driver = NvidiaDriver(EmulatedBindings(emulated))
+    emulated.lost = "gone"
+    with pytest.raises(DeviceError, match=r"cuStreamSynchronize: illegal address \(error 700\)") as caught:
+        driver.synchronise()
+    assert caught.value.lost
+
+
 def test_cubins_are_made_where_ptxas_is(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.emulated_bindings import EmulatedBindings
 

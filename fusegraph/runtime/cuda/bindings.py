@@ -12,18 +12,23 @@ from fusegraph.runtime.cuda.driver import Dim3
 from fusegraph.runtime.cuda_compile import assemble, tool_folder
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no waiting for, or by, the default stream of other libraries
-_NOT_STICKY = {
-    1,  # CUDA_ERROR_INVALID_VALUE
-    2,  # CUDA_ERROR_OUT_OF_MEMORY
-    200,  # CUDA_ERROR_INVALID_IMAGE
-    209,  # CUDA_ERROR_NO_BINARY_FOR_GPU
-    218,  # CUDA_ERROR_INVALID_PTX
-    222,  # CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-    500,  # CUDA_ERROR_NOT_FOUND
-    701,  # CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-    801,  # CUDA_ERROR_NOT_SUPPORTED
-    901,  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+_STICKY = {  # "the process must be terminated and relaunched", as the driver's documentation says
+    214,  # CUDA_ERROR_ECC_UNCORRECTABLE
+    220,  # CUDA_ERROR_NVLINK_UNCORRECTABLE
+    700,  # CUDA_ERROR_ILLEGAL_ADDRESS
+    702,  # CUDA_ERROR_LAUNCH_TIMEOUT
+    709,  # CUDA_ERROR_CONTEXT_IS_DESTROYED
+    710,  # CUDA_ERROR_ASSERT
+    714,  # CUDA_ERROR_HARDWARE_STACK_ERROR
+    715,  # CUDA_ERROR_ILLEGAL_INSTRUCTION
+    716,  # CUDA_ERROR_MISALIGNED_ADDRESS
+    717,  # CUDA_ERROR_INVALID_ADDRESS_SPACE
+    718,  # CUDA_ERROR_INVALID_PC
+    719,  # CUDA_ERROR_LAUNCH_FAILED
+    999,  # CUDA_ERROR_UNKNOWN
 }
+_WRONG_IMAGE = {200, 209, 218, 222}  # INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_PTX, UNSUPPORTED_PTX_VERSION
+_NEEDED = 13000  # what the pinned wheels are made for, as cuDriverGetVersion counts
 _OUT_OF_MEMORY = 2
 _NOT_SUPPORTED = 801
 
@@ -48,9 +53,9 @@ class NvidiaDriver:
         if code:
             name = getattr(function, "__name__", "the driver")
             raise DeviceError(
-                f"{name}: {self._in_words(status)} (error {code})",
+                f"{name}: {self._in_words(status)} (error {code}){self._advice(code)}",
                 out_of_memory=code == _OUT_OF_MEMORY,
-                lost=code not in _NOT_STICKY,
+                lost=code in _STICKY,
             )
         return values[0] if len(values) == 1 else values or None
 
@@ -60,6 +65,18 @@ class NvidiaDriver:
             return text.decode() if isinstance(text, bytes) else str(text)
         except Exception:  # an error code that this driver does not know
             return str(status)
+
+    def _advice(self, code: int) -> str:
+        """What to do about an error, where that is known."""
+        if code not in _WRONG_IMAGE:
+            return ""
+        version = self._call(self._api.cuDriverGetVersion)
+        if version >= _NEEDED:
+            return ""
+        return (
+            f"; the driver is for CUDA {version // 1000}.{version % 1000 // 10}, and the code is made by CUDA "
+            f"{_NEEDED // 1000}.0: install a driver of the 580 series or newer"
+        )
 
     # -- the device ---------------------------------------------------------------------------------------------------
 
