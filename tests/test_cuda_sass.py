@@ -88,3 +88,16 @@ def test_main_loop_of_the_register_tile(layout: str, target: str) -> None:
     at_once = 0 if target == "sm_75" else (layout[0] == "T") + (layout[1] == "N")
     assert vectors(opcodes, "LDGSTS") == part(opcodes, "LDGSTS") == at_once * steps
     assert vectors(opcodes, "LDG.E") == part(opcodes, "LDG.E") == (2 - at_once) * steps
+
+
+@pytest.mark.parametrize("target", TARGETS[1:])
+def test_main_loop_on_tensor_cores(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large tile: a step of 8 sums takes 16 HMMA a warp, for 24 elements that are read and rounded."""
+    large = Tile(128, 128, 16, 8, 8)
+    monkeypatch.setattr("fusegraph.codegen.cuda.contract_plan.choose_tile", lambda *sizes: large)
+    opcodes, needs = main_loop(dense("NN"), target, precision="tf32")
+    assert (needs.spills, needs.stack) == (0, 0) and needs.registers <= 128 and needs.shared <= 48 * 1024
+    steps = part(opcodes, "HMMA") // 16
+    assert part(opcodes, "HMMA.1688.F32.TF32") == 16 * steps and steps >= 2
+    assert vectors(opcodes, "LDGSTS") == part(opcodes, "LDGSTS") > 0 == part(opcodes, "LDG.E")
+    assert part(opcodes, "FFMA", "DADD", "DMUL", "DFMA", "F2F.F64", "LDL", "STL") == 0

@@ -9,7 +9,9 @@ The right operand is the one that holds the axis of neighbours in the output. Ea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fusegraph.codegen.cuda.nest_plan import LANE, LIMIT, VECTOR, extent, flat, is_quad
 from fusegraph.errors import UnsupportedError
@@ -48,6 +50,14 @@ TILES = {
     Tile(64, 16, 16, 4, 1): 0.3,
     Tile(16, 16, 16, 1, 1): 0.15,
 }
+# On tensor cores, a warp makes pieces of 16 x 8, two rows and two columns of each a thread.
+TENSOR_TILES = {
+    Tile(128, 128, 16, 8, 8): 1.0,
+    Tile(64, 64, 16, 4, 8): 0.6,
+    Tile(32, 128, 16, 4, 4): 0.5,
+    Tile(128, 32, 16, 4, 4): 0.5,
+    Tile(32, 32, 16, 2, 4): 0.35,
+}
 READABLE = Tile(16, 16, 16, 1, 1)
 
 
@@ -63,7 +73,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class ContractPlan:
-    """A contraction's roles and its tile. vector: 4 where outputs are written by 128 bits."""
+    """A contraction's roles and its tile. vector: 4 where outputs are written by 128 bits; tensor: on tensor cores."""
 
     loop: Loop
     left: Factor
@@ -74,6 +84,7 @@ class ContractPlan:
     sums: tuple[Axis, ...]
     tile: Tile
     vector: int
+    tensor: bool = False
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -87,8 +98,13 @@ class ContractPlan:
         return -(-columns // self.tile.columns), -(-rows // self.tile.rows), batch
 
 
-def plan_contract(loop: Loop, buffers: dict[str, Buffer], readable: bool = False) -> ContractPlan | None:
-    """How `loop` runs in tiles; None where it is no product of two factors, or a product with a vector (a nest does better)."""
+def plan_contract(
+    loop: Loop, buffers: dict[str, Buffer], readable: bool = False, tensor: bool = False
+) -> ContractPlan | None:
+    """How `loop` runs in tiles; None where it is no product of two factors, or a product with a vector (a nest does better).
+
+    tensor: on tensor cores, where its type is float32.
+    """
     factors = _factors(loop)
     if factors is None or any(axis.extent == 0 for axis in (*loop.space, *loop.stages[0].reduce_axes)):
         return None
@@ -105,22 +121,25 @@ def plan_contract(loop: Loop, buffers: dict[str, Buffer], readable: bool = False
     sizes = extent(batch), extent(rows), extent(columns), extent(sums)
     if not readable and (min(sizes[1:3]) < 2 or sizes[1] * sizes[2] < 16) or sizes[0] > 65535:
         return None
-    tile = READABLE if readable else choose_tile(*sizes)
+    tensor = tensor and not readable and loop.stages[0].reduces[0].dtype.name == "float32"
+    tile = READABLE if readable else choose_tile(*sizes, TENSOR_TILES) if tensor else choose_tile(*sizes)
     return ContractPlan(
         loop, _factor(left, rows, sums, buffers), _factor(right, columns, sums, buffers), batch, rows, columns, sums, tile,
-        _output_vector(loop, columns, buffers) if tile.wide % VECTOR == 0 else 1,
+        _output_vector(loop, columns, buffers) if tile.wide % VECTOR == 0 and not tensor else 1, tensor,
     )  # fmt: skip
 
 
-def choose_tile(batch: int, rows: int, columns: int, sums: int) -> Tile:
+def choose_tile(
+    batch: int, rows: int, columns: int, sums: int, tiles: Mapping[Tile, float] = MappingProxyType(TILES)
+) -> Tile:
     """The tile with the least work, padding and idle multiprocessors counted."""
 
     def cost(tile: Tile) -> float:
         blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * batch
         padded = blocks * tile.rows * tile.columns
-        return padded / (TILES[tile] * min(1.0, blocks * tile.threads / FILL))
+        return padded / (tiles[tile] * min(1.0, blocks * tile.threads / FILL))
 
-    return min(TILES, key=cost)
+    return min(tiles, key=cost)
 
 
 def _factors(loop: Loop) -> tuple[Expr, Expr] | None:

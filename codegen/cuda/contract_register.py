@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from fusegraph.codegen.cuda.contract_layout import Columns, Layout
@@ -78,7 +76,7 @@ class RegisterWriter(TiledWriter):
             if plan.vector > 1:
                 self._store_quads(row, first)
             else:
-                self._store_singly(row, first, width)
+                self.store_singly(row, first, width)
             if outputs > width:
                 with self.block(f"for i in range({outputs - width}):"):
                     self.line(f"{self.total}[i] = {self.total}[i + {width}]")
@@ -102,25 +100,6 @@ class RegisterWriter(TiledWriter):
         with self.only_where(condition, row, quad):
             self.place(self.contract.columns, Index.of(quad) * VECTOR + Index.of(LANE))
             self.write_outputs(VECTOR, f"{self.total}[lane]")
-
-    def _store_singly(self, row: Axis, first: str, width: int) -> None:
-        _, rows, columns, _ = self.contract.sizes
-        with self.lane_loop(width) as lane:
-            text = f"uint32({first} + {lane})" if lane else f"uint32({first})"
-            column = self.variable(self.fresh("column"), text, columns)
-            condition = self.inside((row.name, rows, self.tile.rows), (column.name, columns, self.tile.columns))
-            with self.only_where(condition, row, column):
-                self.place(self.contract.columns, Index.of(column))
-                self.write_outputs(1, f"{self.total}[{lane or 0}]")
-
-    @contextmanager
-    def lane_loop(self, width: int) -> Iterator[str]:
-        """A loop over `width` outputs; gives its variable, "" where there is one only."""
-        if width == 1:
-            yield ""
-            return
-        with self.block(f"for lane in range({width}):"):
-            yield "lane"
 
 
 def pieces(count: int) -> int:

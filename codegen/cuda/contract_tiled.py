@@ -11,13 +11,15 @@ cannot be copied at once goes through registers as before, one step ahead.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from fusegraph.codegen.cuda.contract_copy import AsyncCopy, StagedCopy, may_copy_at_once
 from fusegraph.codegen.cuda.contract_layout import Layout
 from fusegraph.codegen.cuda.contract_plan import ContractPlan, Factor, Tile
 from fusegraph.codegen.cuda.contract_writer import ContractWriter
 from fusegraph.codegen.python_names import ProgramNames
+from fusegraph.ir.index import Axis, Index
 
 MOST_BUFFERS = 3  # of the pipeline: two parts on their way while one is multiplied
 Copy = StagedCopy | AsyncCopy
@@ -169,3 +171,25 @@ class TiledWriter(ContractWriter):
         for copy in (left, right):
             if isinstance(copy, AsyncCopy):
                 copy.issue(start, buffer)
+
+    # -- outputs --------------------------------------------------------------------------------------------------------
+
+    def store_singly(self, row: Axis, first: str, width: int) -> None:
+        """The stages behind the sum for `width` neighbours of a row, the first in column `first` (a text), one by one."""
+        _, rows, columns, _ = self.contract.sizes
+        with self.lane_loop(width) as lane:
+            text = f"uint32({first} + {lane})" if lane else f"uint32({first})"
+            column = self.variable(self.fresh("column"), text, columns)
+            condition = self.inside((row.name, rows, self.tile.rows), (column.name, columns, self.tile.columns))
+            with self.only_where(condition, row, column):
+                self.place(self.contract.columns, Index.of(column))
+                self.write_outputs(1, f"{self.total}[{lane or 0}]")
+
+    @contextmanager
+    def lane_loop(self, width: int) -> Iterator[str]:
+        """A loop over `width` outputs; gives its variable, "" where there is one only."""
+        if width == 1:
+            yield ""
+            return
+        with self.block(f"for lane in range({width}):"):
+            yield "lane"

@@ -155,3 +155,45 @@ copy4_async_where = _copy("copy4_async_where", 4, True)
 commit_copies = _order("commit_copies", "cp.async.commit_group;")  # those since the last commit are a group
 wait_copies = _order("wait_copies", "cp.async.wait_group 0;")  # until all of this thread's groups have landed
 wait_older_copies = _order("wait_older_copies", "cp.async.wait_group 1;")  # all but the last one committed
+
+
+# -- tensor cores -----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def as_tf32(typingctx: Any, value: Any) -> Any:
+    """The bits of a float32 rounded to tf32 (10 bits of mantissa; halves away from zero), capability 8.0 and later."""
+    signature = types.uint32(types.float32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [ir.FloatType()])
+        return builder.call(ir.InlineAsm(kind, "cvt.rna.tf32.f32 $0, $1;", "=r,f"), args)
+
+    return signature, generate
+
+
+@intrinsic
+def mma_tf32(
+    typingctx: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any, c0: Any, c1: Any, c2: Any, c3: Any
+) -> Any:
+    """c + a x b of a warp: 16 x 8 outputs, 8 sums. A thread (group = lane // 4, quad = lane % 4) holds
+
+    a0 ... a3   (group, quad), (group + 8, quad), (group, quad + 4), (group + 8, quad + 4), as tf32
+    b0, b1      (quad, group), (quad + 4, group), as tf32
+    c0 ... c3   (group, 2 quad), (group, 2 quad + 1), (group + 8, 2 quad), (group + 8, 2 quad + 1), float32
+    """
+    signature = types.UniTuple(types.float32, 4)(*[types.uint32] * 6, *[types.float32] * 4)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        result = ir.LiteralStructType([ir.FloatType()] * 4)
+        kind = ir.FunctionType(result, [ir.IntType(32)] * 6 + [ir.FloatType()] * 4)
+        text = (
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+            "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+        )
+        constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+        value = builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), args)
+        parts = [builder.extract_value(value, i) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return signature, generate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fusegraph.codegen.cuda.contract_helpers import is_tile_helper, tile_helper_source
 from fusegraph.dtypes import SUPPORTED, DType
 from fusegraph.ir.primitives.sources import PHILOX_MULTIPLIER, PHILOX_ROUNDS, PHILOX_WEYL
 
@@ -150,17 +151,6 @@ def {name}(value, place, shared, shared_places, thread):
     return {team}({loaded}, shared_places[thread % {warps}])
 '''
 
-_OUTER_PRODUCT = '''
-def {name}(total, left, at_left, right, at_right):
-    """total += (a column of the left part) x (a row of the right part): {tall} x {wide} products."""
-    a = cuda.local.array({tall}, {dtype})
-    b = cuda.local.array({wide}, {dtype})
-{loads}
-    for i in range({tall}):
-        for j in range({wide}):
-            total[i * {wide} + j] += a[i] * b[j]
-'''
-
 _NOUNS = {
     "sum": "sum",
     "prod": "product",
@@ -238,34 +228,11 @@ def _team_source(kind: str, dtype: DType) -> str:
     return template.strip("\n").format(**fields)
 
 
-def _outer_product_source(kind: str, dtype: DType) -> str:
-    """outer_product_8x8_128x128: 8 x 8 outputs a thread of a tile of 128 x 128; a thread's fours lie side by side across it."""
-    counts, sizes = ([int(n) for n in part.split("x")] for part in kind.removeprefix("outer_product_").split("_"))
-    lines = []
-    for part, side, count, size in zip("ab", ("left", "right"), counts, sizes, strict=True):
-        fours = count // 4 if count % 4 == 0 else count
-        for piece in range(fours):
-            place = f"at_{side} + {piece * size // fours}" if piece else f"at_{side}"
-            if count % 4:
-                lines.append(f"    {part}[{piece}] = {side}[{place}]")
-            else:
-                targets = ", ".join(f"{part}[{piece * 4 + lane}]" for lane in range(4))
-                lines.append(f"    {targets} = load4({side}, {place})")
-    fields = {
-        "name": helper_name(kind, dtype),
-        "dtype": dtype.name,
-        "tall": counts[0],
-        "wide": counts[1],
-        "loads": "\n".join(lines),
-    }
-    return _OUTER_PRODUCT.strip("\n").format(**fields)
-
-
 def helper_source(kind: str, dtype: DType | None = None) -> str:
     """The source of one helper."""
-    if kind.startswith("outer_product_"):
+    if is_tile_helper(kind):
         assert dtype is not None
-        return _outer_product_source(kind, dtype)
+        return tile_helper_source(kind, helper_name(kind, dtype), dtype)
     if kind.startswith("team_"):
         assert dtype is not None
         return _team_source(kind, dtype)
