@@ -17,6 +17,7 @@ from ptx import (
     LaunchError,
     Misaligned,
     OutOfBounds,
+    Placed,
     PtxError,
     PtxKernel,
     SharedRace,
@@ -45,9 +46,15 @@ class Case:
     def run(self, source: str, rng: np.random.Generator) -> tuple[bool, Counters]:
         """Launch a (changed) source; whether the result is right, and the counters."""
         args = self.args(rng)
-        expected = self.expected(*[a.copy() if isinstance(a, np.ndarray) else a for a in args])
+        plain = [a.array if isinstance(a, Placed) else a for a in args]
+        expected = self.expected(*[a.copy() if isinstance(a, np.ndarray) else a for a in plain])
         counters = PtxKernel(samples.compile_source(source)).launch(self.grid, self.block, args, **self.options)
-        return bool(np.allclose(args[0], expected, rtol=1e-4, atol=1e-5)), counters
+        return bool(np.allclose(plain[0], expected, rtol=1e-4, atol=1e-5)), counters
+
+
+def undefined(array: np.ndarray) -> Placed:
+    """An output that nothing was written to."""
+    return Placed(array, defined=np.zeros(array.nbytes, bool))
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -75,6 +82,13 @@ CASES: dict[str, Case] = {
         lambda rng: [np.zeros(200, F32), 2.5, floats(rng, 200), floats(rng, 200), 200],
         lambda out, a, x, y, n: F32(a) * x + y,
         {"max_steps": 3_000},
+    ),
+    "fresh": Case(
+        samples.AXPY,
+        (4,),
+        (64,),
+        lambda rng: [undefined(np.zeros(200, F32)), 2.5, floats(rng, 200), floats(rng, 200), 200],
+        lambda out, a, x, y, n: F32(a) * x + y,
     ),
     "copy4": Case(
         samples.COPY4, (1,), (64,), lambda rng: [np.zeros(128, F32), floats(rng, 128), 128], lambda out, x, n: x
@@ -182,6 +196,10 @@ MUTANTS = [
     Mutant("output and input exchanged", "axpy", "out[i] = a * x[i] + y[i]", "y[i] = a * x[i] + out[i]", OutOfBounds),
     Mutant("block index forgotten", "axpy", "cuda.grid(1)", "cuda.threadIdx.x", GlobalRace),
     Mutant("neighbour read while it is written", "axpy", "+ y[i]", "+ out[(i + 1) % n]", GlobalRace),
+    Mutant("added to an output that nothing wrote", "fresh", "out[i] = a", "out[i] += a", Uninitialised),
+    Mutant("every second element left out, its neighbour read", "fresh",
+           "out[i] = a * x[i] + y[i]",
+           "out[i - i % 2] = a * x[i] + y[i] + out[i | 1]", Uninitialised),
     Mutant("grid stride forgotten", "axpy", "if i < n:\n        out", "while i < n:\n        out", BudgetExceeded),
     Mutant("elements far apart", "axpy", "    if i < n", "    i = (i * uint32(67)) % n\n    if cuda.grid(1) < n", "sectors"),
     Mutant("vector load off its alignment", "copy4", "load4(x, i)", "load4(x, i - i % 8 + 1)", Misaligned),
@@ -209,6 +227,9 @@ MUTANTS = [
     Mutant("one warp's sum left out", "softmax", " + part[3]", "", WRONG),
     Mutant("float64 constant", "softmax", "total = float32(0)", "total = 0.0", "f64"),
     Mutant("no fence before the ticket", "last_block", "cuda.threadfence()", "pass", GlobalRace),
+    Mutant("no ticket after the fence", "last_block",
+           "last[0] = cuda.atomic.add(ticket, 0, 1)",
+           "last[0] = cuda.blockIdx.x", GlobalRace),
     Mutant("ticket without an atomic", "last_block",
            "last[0] = cuda.atomic.add(ticket, 0, 1)",
            "last[0] = ticket[0]; ticket[0] += 1", GlobalRace),

@@ -70,6 +70,30 @@ def test_warp_instructions_by_a_part_of_the_mask(mask: str, match: str) -> None:
     evaluate(code.replace(mask, "0xFFFF"), ["u32"], [np.arange(32)], "u32")
 
 
+RARE_CODE = """
+    mov.u32 %d, 0;
+    setp.ge.u32 %p0, %a, 16;
+    @%p0 bra RARE;
+JOIN:
+    shfl.sync.bfly.b32 %d, %a, 16, 31, -1;
+    bra DONE;
+RARE:
+    add.u32 %a, %a, 100;
+    bra JOIN;
+DONE:"""
+
+
+def test_lanes_wait_for_those_in_code_further_down() -> None:
+    """Compilers put rare code behind everything else; the warp meets again at the shuffle."""
+    got = evaluate(RARE_CODE, ["u32"], [np.arange(32)], "u32")
+    assert got.tolist() == [*range(116, 132), *range(16)]
+    with pytest.raises(DivergentWarp, match="do not execute"):
+        evaluate(RARE_CODE.replace("bra JOIN", "bra DONE"), ["u32"], [np.arange(32)], "u32")
+    apart = RARE_CODE.replace("bra JOIN;", "shfl.sync.bfly.b32 %d, %a, 16, 31, -1;\n bar.warp.sync -1;")
+    with pytest.raises(DivergentWarp, match="do not execute"):
+        evaluate(apart, ["u32"], [np.arange(32)], "u32")
+
+
 @pytest.mark.parametrize("kind", ["tf32", "f16", "bf16"])
 def test_tensor_core_products(kind: str, rng: np.random.Generator) -> None:
     """The fragments of m16n8k8 and m16n8k16 as the PTX manual lays them out."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class PtxError(Exception):
     """Base of every fault that the interpreter reports; the message names the PTX line, the block and the thread."""
@@ -44,7 +46,12 @@ class DivergentBarrier(PtxError):
 
 
 class DivergentWarp(PtxError):
-    """A warp-wide instruction (shfl, vote, mma) reached by a part of the lanes that its mask names."""
+    """A warp-wide instruction (shfl, vote, mma) reached by a part of the lanes that its mask names.
+
+    absent: the lanes that are named but did not come (they may still be on their way).
+    """
+
+    absent: Sequence[int] = ()
 
 
 class ArithmeticFault(PtxError):

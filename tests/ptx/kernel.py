@@ -2,19 +2,21 @@
 
 The group of threads at the lowest instruction runs first, until it meets others or branches apart; for the structured
 code of a compiler this brings the sides of a branch together again at the first instruction behind it. Threads at a
-barrier wait until all of their block are there.
+barrier wait until all of their block are there. Threads at a warp-wide instruction that other lanes of its mask have yet to
+reach (compilers move rare code behind everything else) wait for those as long as anybody can go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import float_ops, integer_ops, memory_ops, move_ops, warp_ops  # noqa: F401  (each fills the table of opcodes)
 from .counters import Counters
-from .errors import BudgetExceeded, DivergentBarrier, LaunchError, Trap
+from .errors import BudgetExceeded, DivergentBarrier, DivergentWarp, LaunchError, Trap
 from .ir import DTYPES, Instr, Symbol, operand_registers
 from .lanes import ALL, Action, Lanes, Sel
 from .memory import GlobalMemory, LocalMemory, Placed, SharedMemory, constant_array
@@ -107,8 +109,8 @@ class PtxKernel:
 
 
 def _placed(arg: np.ndarray | Placed, position: int) -> Placed:
-    array, offset = (arg.array, arg.offset) if isinstance(arg, Placed) else (arg, 0)
-    return Placed(array, offset, f"argument {position}")
+    placed = arg if isinstance(arg, Placed) else Placed(arg)
+    return replace(placed, name=placed.name or f"argument {position}")
 
 
 def _scalar(value: Any, kind: str) -> np.ndarray:
@@ -151,13 +153,18 @@ class _Scheduler:
         self.pc = np.zeros(self.lanes.count, np.int32)
         self.waiting = np.zeros(self.lanes.count, bool)  # at the barrier just before pc
         machine.running = np.ones(self.lanes.count, bool)
+        self.parked = np.zeros(self.lanes.count, bool)  # at the warp-wide instruction at pc
+        self.refusals: list[DivergentWarp] = []  # of the groups that are parked
+        self.tried = b""  # who was parked where, when all parked groups last tried again
         self.allow_exited, self.budget = allow_exited, max_steps
 
     def run(self) -> None:
         """Until every thread has left the kernel."""
         while True:
-            ready = self.machine.running & ~self.waiting
+            ready = self.machine.running & ~self.waiting & ~self.parked
             if not ready.any():
+                if self._unpark():
+                    continue
                 if not self.machine.running.any():
                     break
                 self._release()
@@ -186,10 +193,15 @@ class _Scheduler:
             action = actions[pc]
             if action is None:
                 action = actions[pc] = build(instr, self.machine)
-            if instr.guard is None:
-                action(sel)
-            else:
-                self._guarded(action, instr, sel)
+            try:
+                if instr.guard is None:
+                    action(sel)
+                else:
+                    self._guarded(action, instr, sel)
+            except DivergentWarp as error:
+                counters.segment(start, pc, warps, size)
+                self._park(error, pc, sel)
+                break
             pc += 1
             if pc == others:
                 counters.segment(start, pc, warps, size)
@@ -197,6 +209,26 @@ class _Scheduler:
                 break
         if pc >= 0:
             self.pc[sel] = pc
+
+    def _park(self, error: DivergentWarp, pc: int, sel: Sel) -> None:
+        """Let a group wait for lanes that its warp-wide instruction names; nothing of the instruction was done yet."""
+        self.refusals.append(error)
+        self.parked[sel] = True
+        self.pc[sel] = pc
+
+    def _unpark(self) -> bool:
+        """Nobody else can go on: parked groups that have met meanwhile try again, once. Raises where that changes nothing."""
+        parked = np.flatnonzero(self.parked)
+        if not len(parked):
+            return False
+        state = self.pc[parked].tobytes() + parked.tobytes()
+        for refusal in self.refusals:
+            if state == self.tried or not self.machine.running[refusal.absent].all():
+                raise refusal
+        self.tried = state
+        self.refusals.clear()
+        self.parked[:] = False
+        return True
 
     def _spend(self, steps: int) -> None:
         self.machine.counters.steps += steps

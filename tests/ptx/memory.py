@@ -37,7 +37,7 @@ class Placed:
 
     array: np.ndarray
     offset: int = 0
-    name: str = "array"
+    name: str = ""
     defined: np.ndarray | None = None
 
     def __post_init__(self) -> None:

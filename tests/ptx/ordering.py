@@ -3,7 +3,8 @@
 Time is a serial number that every memory instruction advances. Two accesses of different threads are ordered when
   - both are of one block, and the block passed a barrier after the first;
   - both are of one warp, and the warp passed bar.warp.sync after the first (shuffles and votes order no memory);
-  - they are of different blocks, and the first one's block executed a fence after it.
+  - they are of different blocks, the first one's block executed a fence after it and then an atomic (a ticket), and the
+    second one's block executed an atomic since that fence (it drew a ticket too).
 Accesses by several threads are remembered as "a warp", "a block" or "anyone": owners are lane numbers, then warps, then
 blocks, then ANYONE, so that the greater code is always the weaker knowledge.
 """
@@ -26,6 +27,13 @@ class Clock:
         self.barrier = np.zeros(lanes.blocks + 1, np.int64)
         self.warp_sync = np.zeros(lanes.warps + 1, np.int64)
         self.fence = np.zeros(lanes.blocks + 1, np.int64)
+        self.published = np.zeros(lanes.blocks + 1, np.int64)  # the last fence that an atomic of the block came after
+        self.atomic = np.zeros(lanes.blocks + 1, np.int64)
+
+    def ticket(self, blocks: np.ndarray, now: int) -> None:
+        """Threads of these blocks execute an atomic on global memory."""
+        self.published[blocks] = self.fence[blocks]
+        self.atomic[blocks] = now
 
     def tick(self) -> int:
         """The next serial number."""
@@ -51,7 +59,9 @@ class Owners:
         same_block = block == self.block[ids]
         found = same_block & (stamp < self.clock.barrier[block])
         found |= (warp == self.warp[ids]) & (stamp < self.clock.warp_sync[warp])
-        return found | (~same_block & (block >= 0) & (stamp < self.clock.fence[block]))
+        published = self.clock.published[block]
+        drawn = published <= self.clock.atomic[self.block[ids]]
+        return found | (~same_block & (block >= 0) & (stamp < published) & drawn)
 
     def merge(self, one: np.ndarray, two: np.ndarray) -> np.ndarray:
         """The strongest code that covers both."""
@@ -118,6 +128,8 @@ class RaceDetector:
             if self.atomics is None:
                 self.atomics = History(self.cells, self.owners)
             self.atomics.record(cells, ids, now)
+            if not self.local:
+                self.clock.ticket(np.unique(self.lanes.block_of[ids]), now)
 
     def _write(self, cells: np.ndarray, ids: np.ndarray, now: int) -> None:
         self.writes.owner[cells] = ids

@@ -50,7 +50,10 @@ def _check_members(machine: Machine, view: WarpView, mask: np.ndarray) -> None:
         k = int(np.flatnonzero(absent.any(axis=1))[0])
         who = np.flatnonzero(absent[k]).tolist()
         text = f"lanes {who} of the warp are named in the mask but do not execute this instruction with the others"
-        raise lanes.fault(DivergentWarp, text, int(view.ids[k]))
+        fault = lanes.fault(DivergentWarp, text, int(view.ids[k]))
+        assert isinstance(fault, DivergentWarp)
+        fault.absent = np.unique(position[absent]).tolist()
+        raise fault
 
 
 def _source_lane(instr: Instr, lane: np.ndarray, b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
