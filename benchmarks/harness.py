@@ -33,7 +33,9 @@ CHECKED_STEPS = 3
 PAUSE = 0.02  # seconds between rounds: idle OpenMP threads spin for some milliseconds after their last work
 TOLERANCE = 1e-4  # of the largest value
 HALF_UNIT = 2.0**-24  # largest relative error of rounding to float32
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # tuned for one library: no fair setting for its rivals
+# The first two are tuned for one library: no fair setting for its rivals. Without bytecode on disk, which an installation
+# makes, a warm start would read source.
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
 START_LIMIT, STEP_LIMIT = 120.0, 300.0  # seconds until a process is given up: its imports, its first step
 
 

@@ -7,13 +7,14 @@ are pure and deterministic), so that `explain` and `dump` show exactly what was 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("cpu", "numba", "python", "reference", "cuda")
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+PRECISIONS = ("float32", "tf32")
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,9 @@ class Artifact:
 
 
 def _pass_names(options: Options) -> tuple[str, ...]:
-    """Passes that are not to run. A GPU multiplies zeros faster than it finds out where they are not."""
-    unfit = ("sparse_cotangents",) if options.backend == "cuda" else ()
+    """Passes that are not to run. A GPU multiplies zeros faster than it finds out where they are not; and long sums are
+    cut for its many blocks when loops are (codegen/cuda/split.py)."""
+    unfit = ("sparse_cotangents", "split_reduce") if options.backend == "cuda" else ()
     return (*unfit, *(name for name in options.disable if name != "fuse"))
 
 
@@ -230,16 +232,26 @@ def build(graph: Graph, options: Options) -> Artifact:
 @lru_cache(maxsize=1)
 def generator_digest() -> str:
     """A digest of this package's own source: code in the cache that other source made is never used."""
-    import fusegraph.codegen
-    import fusegraph.passes
-
+    folders = [os.path.dirname(__file__)]
+    for name in ("fusegraph.passes", "fusegraph.codegen"):  # found, not imported: a warm start does not need them
+        spec = importlib.util.find_spec(name)
+        folders += (spec.submodule_search_locations or []) if spec else []
     digest = hashlib.sha256()
-    folders = [Path(__file__).parent, *(Path(module.__path__[0]) for module in (fusegraph.passes, fusegraph.codegen))]
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            status = path.stat()
-            digest.update(f"{path.relative_to(folder)}:{status.st_size}:{status.st_mtime_ns};".encode())
+        for line in sorted(_source_files(folder, "")):
+            digest.update(line.encode())
     return digest.hexdigest()
+
+
+def _source_files(folder: str, inside: str) -> Iterator[str]:
+    """Name, size and time of every Python file below `folder`."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".py"):
+                status = entry.stat()
+                yield f"{inside}{entry.name}:{status.st_size}:{status.st_mtime_ns};"
+            elif entry.is_dir() and entry.name != "__pycache__":
+                yield from _source_files(entry.path, f"{inside}{entry.name}/")
 
 
 def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
