@@ -174,6 +174,15 @@ def test_lane_counts_agree_bit_for_bit(name: str, lanes: int) -> None:
     assert same.all(), (x[~same][:5], got[~same][:5], want[~same][:5])
 
 
+@pytest.mark.parametrize("element", ["float", "double"])
+def test_exp_of_negative_is_exp(element: str) -> None:
+    rng = np.random.default_rng(23)
+    x = -np.concatenate([np.abs(edges()), np.exp(rng.uniform(-20, 7, 1 << 16)), rng.uniform(0, 110, 1 << 16)])
+    x = x.astype(_DTYPES[element])
+    got, want = (evaluate(name, x, element=element) for name in ("exp_of_negative", "exp"))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_trigonometry_in_vectors_with_one_large_lane() -> None:
     x = np.random.default_rng(5).uniform(-3, 3, 64).astype(np.float32)
     x[::8] = 1e30

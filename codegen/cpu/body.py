@@ -18,8 +18,8 @@ from typing import Any
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.nest_index import IndexWriter
 from fusegraph.codegen.cpu.nest_memory import MemoryWriter
-from fusegraph.codegen.cpu.nest_ops import PointOps
-from fusegraph.dtypes import int32
+from fusegraph.codegen.cpu.nest_ops import COMPARISONS, PointOps
+from fusegraph.dtypes import int32, int64
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
@@ -275,10 +275,23 @@ class Evaluator:
             return ops.cast(self.indices.lanes(node.args[0].attribute, copy, "i32"), int32, node.dtype)
         if node.op == "div" and self._by_reciprocal(node):
             return self._divide(node, copy)
+        if node.op in COMPARISONS and copy and all(map(self._is_small_index, node.args)):
+            return ops.compare(node.op, *(self._small_index(arg, copy) for arg in node.args), int32)
         args = [self.vector(arg, copy) for arg in node.args]
         if node.op == "philox":
             return ops.philox(args[0], args[1], self.indices.low_word(node.attribute, copy))
         return ops.apply(node.op, node.dtype, args, [arg.dtype for arg in node.args])
+
+    def _is_small_index(self, node: Expr) -> bool:
+        """Whether it is an int64 position, or a constant, that 32 bits hold: half as many registers."""
+        if node.op == "const":
+            return node.dtype == int64 and abs(node.attribute) < 1 << 31
+        return node.op == "index" and self.indices.is_small(node.attribute)
+
+    def _small_index(self, node: Expr, copy: Copy) -> str:
+        if node.op == "const":
+            return self.ops(copy.lanes).element("i32").constant(node.attribute)
+        return self.indices.lanes(node.attribute, copy, "i32")
 
     # -- division by what all lanes share -----------------------------------------------------------------------------
 

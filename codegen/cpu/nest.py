@@ -15,7 +15,10 @@ from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
+from fusegraph.codegen.cpu.nest_join import join_stages
 from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
+from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
+from fusegraph.codegen.cpu.nest_range import mark_exps
 from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.ir.index import Axis
@@ -34,6 +37,7 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     fn = kernel_function(module, loop)
     describe(fn, loop, program)
     canonical = canonical_loop(loop, program.buffers)
+    canonical = canonical if exact else join_stages(mark_exps(canonical))
     if canonical.points() == 0 or not canonical.stages:
         return EmittedKernel(loop.name, buffers, 0, False)
     plan = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel)
@@ -67,7 +71,7 @@ class NestWriter:
 
     def __init__(self, evaluator: Evaluator, loop: Loop, plan: Plan) -> None:
         self._e, self._fn, self._loop, self._plan = evaluator, evaluator.fn, loop, plan
-        self._stages = StageWriter(evaluator, plan)
+        self._stages = StageWriter(evaluator, plan, plan_prefetch(loop, plan, evaluator.buffers))
 
     def write(self) -> None:
         """Everything: the function's body, up to its end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fusegraph.codegen.cpu.irtext import element_bytes
+from fusegraph.codegen.cpu.irtext import Operand, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_index import constant_of
 from fusegraph.codegen.cpu.nest_ops import memory_element
@@ -48,6 +48,12 @@ class MemoryWriter:
     def hoist_address(self, buffer: str, index: Index) -> None:
         """Compute the part of an address that is known here."""
         self._prefix(buffer, index, None, everything=False)
+
+    def prefetch(self, buffer: str, index: Index, copy: Copy | None, written: bool) -> None:
+        """Ask for the cache line of an element, which need not exist. `written`: in order to be overwritten."""
+        pointer = self.pointer(buffer, index, copy)
+        args: list[tuple[str, Operand]] = [("ptr", pointer), ("i32", int(written)), ("i32", 3), ("i32", 1)]
+        self._e.fn.intrinsic("void", "prefetch.p0", args)
 
     def _element(self, buffer: str) -> str:
         return memory_element(self._e.buffers[buffer].dtype)

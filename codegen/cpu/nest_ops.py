@@ -13,7 +13,7 @@ import numpy as np
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.irvector import VectorOps
-from fusegraph.codegen.cpu.vecmath import FUNCTIONS, VectorMath
+from fusegraph.codegen.cpu.vecmath import FUNCTIONS, RESTRICTED, VectorMath
 from fusegraph.dtypes import DType, bool_, int32, int64
 from fusegraph.errors import CompilerError
 from fusegraph.ir.primitives.sources import PHILOX_MULTIPLIER, PHILOX_ROUNDS, PHILOX_WEYL
@@ -23,6 +23,7 @@ _ELEMENTS = {  # by kind and size: the name of a numpy dtype takes a microsecond
     1): "i1",
 }  # fmt: skip
 _FLOAT_PREDICATES = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
+COMPARISONS = frozenset(_FLOAT_PREDICATES)
 _ROUNDINGS = {"floor": "floor", "ceil": "ceil", "round": "roundeven"}
 _BITWISE = {"bit_and": "and", "bit_or": "or", "bit_xor": "xor"}
 
@@ -80,7 +81,7 @@ class PointOps:
 
     def apply(self, name: str, dtype: DType, args: Sequence[str], types: Sequence[DType]) -> str:
         """The primitive `name` on operands of dtypes `types`; gives a value of `dtype`."""
-        if name in FUNCTIONS:
+        if name in FUNCTIONS or name in RESTRICTED:
             return VectorMath(self.module, self.lanes, element_of(dtype), self.exact).call(self.fn, name, *args)
         if name in _FLOAT_PREDICATES:
             return self.compare(name, args[0], args[1], types[0])

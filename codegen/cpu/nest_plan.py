@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.nest_memory import MOST_STEP
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
-from fusegraph.codegen.cpu.vecmath import FUNCTIONS
+from fusegraph.codegen.cpu.vecmath import FUNCTIONS, RESTRICTED
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Stage
 from fusegraph.ir.scalar import Expr, walk
@@ -25,7 +25,7 @@ _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further,
 _STATIC_VECTORS = 8  # rows of at most this many vectors are written out without a loop
 _STEP_COST = {"sum": 2.0, "prod": 2.0, "max": 4.0, "min": 4.0}  # of one step of a reduction: its latency counts
 _COSTS = {
-    "div": 4.0, "sqrt": 4.0, "rsqrt": 8.0, "floordiv": 20.0, "mod": 20.0, "philox": 110.0, "exp": 26.0, "expm1": 30.0,
+    "div": 4.0, "sqrt": 4.0, "rsqrt": 8.0, "floordiv": 20.0, "mod": 20.0, "philox": 110.0, "exp": 26.0, "exp_of_negative": 22.0, "expm1": 30.0,
     "log": 45.0, "log1p": 48.0, "tanh": 50.0, "sigmoid": 35.0, "erf": 55.0, "sin": 60.0, "cos": 60.0, "pow": 120.0,
 }  # fmt: skip
 _LIGHT = 16.0  # instructions of a body that LLVM interleaves well by itself
@@ -104,7 +104,8 @@ def operation_cost(node: Expr) -> float:
     if node.op in ("const", "acc", "load"):
         return 0.0
     cost = _COSTS.get(node.op, 1.0)
-    return 4 * cost if node.op in FUNCTIONS and node.dtype.itemsize == 8 and node.op != "sqrt" else cost
+    by_polynomial = (node.op in FUNCTIONS and node.op != "sqrt") or node.op in RESTRICTED
+    return 4 * cost if by_polynomial and node.dtype.itemsize == 8 else cost
 
 
 def _access_cost(index: Index, axis: Axis | None, lanes: int, loaded: bool) -> float:

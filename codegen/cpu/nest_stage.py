@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.nest_plan import Plan, StagePlan, stage_weight
+from fusegraph.codegen.cpu.nest_prefetch import Prefetch
 from fusegraph.codegen.cpu.nest_reduce import Accumulator, State, combine_all
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.dtypes import bool_
@@ -26,8 +27,8 @@ Body = Callable[[States], States]
 class StageWriter:
     """Writes stages. A *stream* is a set of accumulators of its own; streams are combined at the end of a reduction."""
 
-    def __init__(self, evaluator: Evaluator, plan: Plan) -> None:
-        self._e, self._fn, self._plan = evaluator, evaluator.fn, plan
+    def __init__(self, evaluator: Evaluator, plan: Plan, prefetch: Prefetch | None = None) -> None:
+        self._e, self._fn, self._plan, self._prefetch = evaluator, evaluator.fn, plan, prefetch
 
     def write_all(self, stages: Sequence[Stage]) -> None:
         """All stages, at the current point."""
@@ -36,7 +37,8 @@ class StageWriter:
             plan = self._stage_plan(number)
             frame = self._frame(plan)
             with self._e.framed(frame):
-                _OneStage(self._e, stage, self._plan, plan).write()
+                ahead = self._prefetch if self._prefetch and self._prefetch.stage == number else None
+                _OneStage(self._e, stage, self._plan, plan, ahead).write()
 
     def hoist_all(self, stages: Sequence[Stage]) -> None:
         """What the stages need that is known here."""
@@ -58,8 +60,11 @@ class StageWriter:
 class _OneStage:
     """One stage. `rows`: its own plan; None where the lanes lie along an axis of the space."""
 
-    def __init__(self, evaluator: Evaluator, stage: Stage, plan: Plan, rows: StagePlan | None) -> None:
+    def __init__(
+        self, evaluator: Evaluator, stage: Stage, plan: Plan, rows: StagePlan | None, prefetch: Prefetch | None
+    ) -> None:
         self._e, self._fn, self._stage, self._rows = evaluator, evaluator.fn, stage, rows
+        self._prefetch = prefetch
         frame = evaluator.frame
         self._lanes = frame.lanes if frame is not None else 1
         self._depth = evaluator.depth
@@ -165,6 +170,8 @@ class _OneStage:
         def block(name: str, now: States) -> States:
             copies = tuple(Copy(name, k * rows.lanes, rows.lanes, rows.lanes) for k in range(rows.copies))
             with self._e.scope({axis: Position(name)}), self._e.framed(replace(frame, copies=copies)):
+                if self._prefetch is not None:
+                    self._prefetch.write(self._e.memory, copies)
                 return self._copies_of(copies, now)
 
         if whole:

@@ -19,7 +19,7 @@ from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.vecmath_tables import DOUBLE, EXP2_DOUBLE, FLOAT, LOG2_DOUBLE, LOG2_E, Tables
 
-__all__ = ["FUNCTIONS", "VectorMath"]
+__all__ = ["FUNCTIONS", "RESTRICTED", "VectorMath"]
 
 
 class _Math(VectorOps):
@@ -121,8 +121,8 @@ def _exp_in_range(v: _Math, x: str) -> str:
 
 
 def _exp_of_negative(v: _Math, x: str) -> str:
-    """exp(x) for x <= 0 inside exp_range, or NaN."""
-    n, expm1_r = _reduce_exp(v, x)
+    """exp(x) for x <= 0 or NaN: the sum is scaled half the range of exponents too high, then brought down."""
+    n, expm1_r = _reduce_exp(v, v.maximum_constant(x, v.tables.exp_range[0]))
     away = v.tables.one_bits >> v.tables.mantissa_bits + 1
     scale = v.power_of_two(n, times=away)
     return v.mul(v.fma(expm1_r, scale, scale), v.constant(2.0**-away))
@@ -152,7 +152,7 @@ def _sigmoid(v: _Math, x: str) -> str:
 
     e - e q is e/(1+e) again, but with the rounding errors of q scaled down by e.
     """
-    e = _exp_of_negative(v, v.maximum_constant(v.neg(v.unary("fabs", x)), v.tables.exp_range[0]))
+    e = _exp_of_negative(v, v.neg(v.unary("fabs", x)))
     quotient = v.div(e, v.add(e, v.constant(1.0)))
     start = v.select(_is_negative(v, x), e, v.constant(1.0))
     return v.fma(v.neg(start), quotient, start)
@@ -324,7 +324,10 @@ _POLYNOMIALS: dict[str, Callable[..., str]] = {
 }  # fmt: skip
 
 FUNCTIONS = (*_POLYNOMIALS, "sqrt", "rsqrt")
-"""Names that VectorMath.call takes; pow has two operands, the others one."""
+"""Names of primitives that VectorMath.call takes; pow has two operands, the others one."""
+
+RESTRICTED: dict[str, Callable[..., str]] = {"exp_of_negative": _exp_of_negative}
+"""Further names, of functions on a part of the numbers (never with `exact`): exp of x <= 0 or NaN."""
 
 
 class VectorMath:
@@ -345,9 +348,9 @@ class VectorMath:
     def call(self, builder: FunctionBuilder, name: str, *operands: str) -> str:
         """Emit ``name(*operands)`` into ``builder`` and give the result's SSA name.
 
-        ``name`` is one of :data:`FUNCTIONS`; operands are vectors of this lane count and element type.
+        ``name`` is one of :data:`FUNCTIONS` or :data:`RESTRICTED`; operands are vectors of this lane count and element type.
         """
-        if name not in FUNCTIONS:
+        if name not in FUNCTIONS and name not in RESTRICTED:
             raise ValueError(f"VectorMath has no function {name!r}; it has {', '.join(FUNCTIONS)}")
         v = VectorOps(builder, self.lanes, self.element)
         if name == "sqrt":
@@ -389,7 +392,7 @@ class VectorMath:
         elif name in ("sin", "cos"):
             result = self._with_large_arguments(v, name, operands[0])
         else:
-            result = _POLYNOMIALS[name](v, *operands)
+            result = (RESTRICTED.get(name) or _POLYNOMIALS[name])(v, *operands)
         fn.ret(type_, result)
         return symbol
 

@@ -1,0 +1,134 @@
+"""Rows in the nest emitter: stages joined, rows fetched ahead, exp of what is never positive."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from nest_cases import BITS, THREADS, Case, I, axes_of, softmax, text_of
+
+from fusegraph.codegen.cpu.nest_canonical import canonical_loop
+from fusegraph.codegen.cpu.nest_join import join_stages
+from fusegraph.codegen.cpu.nest_range import mark_exps
+from fusegraph.dtypes import float32
+from fusegraph.ir import scalar
+from fusegraph.ir.loops import Loop, Reduce, Stage, Store
+from fusegraph.ir.scalar import Expr, op, walk
+
+
+def row_case(rows: int, columns: int) -> tuple[Case, tuple]:
+    case = Case()
+    axes = axes_of(rows, columns, columns, names="rcd")
+    case.input("x", (rows, columns))
+    case.output("y", (rows, columns))
+    return case, axes
+
+
+def stored_then_summed(case: Case, axes: tuple, read: tuple, value: Expr | None = None) -> Loop:
+    """y[r, c] = x * x, then total = sum over d of y at `read` (or of `value`), then o[r] = total."""
+    r, c, d = axes
+    x = case.load("x", (r, c))
+    total = scalar.acc("total", float32)
+    value = scalar.load("y", read, float32) if value is None else value
+    case.output("o", (r.extent,))
+    return Loop(
+        "rows",
+        (r,),
+        (
+            Stage(axes=(c,), stores=(Store("y", (I(r), I(c)), op("mul", x, x)),)),
+            Stage(reduce_axes=(d,), reduces=(Reduce("total", "sum", value, float32),)),
+            Stage(stores=(Store("o", (I(r),), total),)),
+        ),
+    )
+
+
+def stages_of(case: Case, loop: Loop) -> tuple[Stage, ...]:
+    return join_stages(canonical_loop(loop, case.buffers)).stages
+
+
+@pytest.mark.parametrize("columns", [5, 64, 300])
+def test_a_value_is_summed_where_it_is_stored(columns: int) -> None:
+    case, axes = row_case(7, columns)
+    loop = stored_then_summed(case, axes, (I(axes[0]), I(axes[2])))
+    first = stages_of(case, loop)[0]
+    assert first.reduces and first.stores
+    assert {node.attribute.buffer for node in walk(first.expressions()) if node.op == "load"} == {"x"}
+    case.check(loop, bits=BITS, threads=THREADS)
+
+
+def test_a_value_is_not_summed_where_it_is_stored_if_other_points_are_read() -> None:
+    case, axes = row_case(7, 40)
+    loop = stored_then_summed(case, axes, (I(axes[0]), I(39) - I(axes[2])))
+    assert len(stages_of(case, loop)) == 3
+    case.check(loop, bits=BITS, threads=THREADS)
+
+
+def test_what_is_read_first_is_not_overwritten_before() -> None:
+    """sum of y, then y = x: another element of y would be overwritten before it is read."""
+    case = Case()
+    r, c, d = axes_of(5, 40, 40, names="rcd")
+    case.input("x", (5, 40))
+    case.input("y", (5, 40), role="state")
+    case.output("o", (5,))
+    for index, count in ((I(39) - I(d), 3), (I(d), 2)):
+        y = scalar.load("y", (I(r), index), float32)
+        loop = Loop(
+            "rows",
+            (r,),
+            (
+                Stage(reduce_axes=(d,), reduces=(Reduce("total", "sum", y, float32),)),
+                Stage(axes=(c,), stores=(Store("y", (I(r), I(c)), case.load("x", (r, c))),)),
+                Stage(stores=(Store("o", (I(r),), scalar.acc("total", float32)),)),
+            ),
+        )
+        assert len(stages_of(case, loop)) == count
+        case.check(loop, bits=BITS)
+
+
+def test_the_sum_of_a_row_comes_before_what_reads_it() -> None:
+    case, _ = row_case(6, 64)
+    loop = softmax(case, 6, 64)
+    assert len(stages_of(case, loop)) == 3
+
+
+def test_exp_below_the_maximum() -> None:
+    case, _ = row_case(6, 64)
+    loop = mark_exps(canonical_loop(softmax(case, 6, 64), case.buffers))
+    names = {node.op for stage in loop.stages for node in walk(stage.expressions())}
+    assert "exp_of_negative" in names and "exp" not in names
+
+
+def test_exp_below_another_maximum_is_exp() -> None:
+    case = Case()
+    r, c = axes_of(4, 33, names="rc")
+    case.input("x", (4, 33))
+    case.input("z", (4, 33))
+    x, z, largest = case.load("x", (r, c)), case.load("z", (r, c)), scalar.acc("largest", float32)
+    values = [
+        op("exp", op("sub", z, largest)),
+        op("exp", op("neg", op("mul", x, z))),
+        op("exp", op("neg", op("mul", z, z))),
+    ]
+    stores = tuple(Store(case.output(f"o{n}", (4, 33)), (I(r), I(c)), value) for n, value in enumerate(values))
+    stages = (Stage(reduce_axes=(c,), reduces=(Reduce("largest", "max", x, float32),)), Stage(axes=(c,), stores=stores))
+    loop = Loop("l", (r,), stages)
+    marked = mark_exps(canonical_loop(loop, case.buffers)).stages[1]
+    assert [store.value.op for store in marked.stores] == ["exp", "exp", "exp_of_negative"]
+    case.check(loop, bits=BITS)
+
+
+def test_softmax_of_infinite_rows() -> None:
+    case = Case()
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    x[0, 3], x[1, 3:50], x[2, :], x[3, 9], x[4, 5] = np.inf, -np.inf, -np.inf, np.nan, 3e38
+    loop = softmax(case, 5, 64)
+    case.arrays["x"] = x
+    case.check(loop, bits=BITS)
+
+
+@pytest.mark.parametrize(("rows", "columns", "fetched"), [(300, 1100, True), (30, 1100, False), (3000, 100, False)])
+def test_long_rows_of_large_arrays_are_fetched_ahead(rows: int, columns: int, fetched: bool) -> None:
+    case = Case()
+    loop = softmax(case, rows, columns)
+    assert ("@llvm.prefetch" in text_of(loop, case.buffers)) is fetched
+    if fetched:
+        case.check(loop)
