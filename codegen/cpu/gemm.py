@@ -38,7 +38,7 @@ class _Emitter:
         self.buffers = kernel_buffers(self.loop)
         self.element = element_of(self.found.reduce.dtype)
         self.micro = MicroKernels(
-            module, self.loop, plan.program, self.buffers, plan.row, self.found.column, plan.lanes, exact
+            module, self.loop, plan.program, self.buffers, plan.row, self.found.column, plan.lanes, plan.dot, exact
         )
         name, lanes = self.loop.name, plan.lanes
         self.packer = None if plan.source is None else Packer(module, name, lanes, self.element, plan.source)
@@ -58,7 +58,7 @@ class _Emitter:
         plan, element = self.plan, element_bytes(self.element)
         panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
         tiles = plan.tiles if plan.blocks else 1 if plan.keeps_sums else 0
-        sums = tiles * plan.row_split.size * self._padded_width() * element
+        sums = tiles * plan.row_split.size * self._sums_width() * element
         sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
         self.offsets, at = [], 0
         for size in sizes:
@@ -66,9 +66,10 @@ class _Emitter:
             at += -(-size // 64) * 64
         self.scratch_bytes = at
 
-    def _padded_width(self) -> int:
-        """Elements of a row of sums: whole vectors."""
-        return -(-self.plan.panel_width // self.plan.lanes) * self.plan.lanes
+    def _sums_width(self) -> int:
+        """Elements of a row of sums: whole vectors; of dot products a vector each."""
+        lanes = self.plan.lanes
+        return self.plan.panel_width * lanes if self.plan.dot else -(-self.plan.panel_width // lanes) * lanes
 
     def emit(self) -> EmittedKernel:
         fn = kernel_function(self.module, self.loop)
@@ -167,8 +168,18 @@ class _Emitter:
         inside = {**place, **decode(fn, number, self.plan.blocks)}
         for stager in (self.narrow_stager, self.wide_stager):
             if stager is not None and not self._staged_outside(stager):
-                self._stage(fn, stager, inside)
+                self._stage_block(fn, stager, number, inside)
         self._products(fn, kind, inside, columns, first, last)
+
+    def _stage_block(self, fn: FunctionBuilder, stager: Stager, number: str, inside: Mapping[Axis, str]) -> None:
+        """Make the copy for block `number`, unless the one before it had the same."""
+        last = max(place for place, axis in enumerate(self.plan.blocks) if axis in stager.staging.axes)
+        same = extent_of(self.plan.blocks[last + 1 :])
+        if same == 1 or number == "0":
+            self._stage(fn, stager, inside)
+            return
+        with fn.if_(fn.compare("eq", "i64", fn.binary("urem", "i64", number, same), 0)):
+            self._stage(fn, stager, inside)
 
     def _products(
         self, fn: FunctionBuilder, kind: str, place: Mapping[Axis, str], columns: int, first: str, last: str
@@ -191,7 +202,7 @@ class _Emitter:
             self._tiles(fn, kind, place, columns, wide, self.sums, first, last)
             return
         count = self.plan.row_split.count
-        block = count * self.plan.row_split.size * self._padded_width()
+        block = count * self.plan.row_split.size * self._sums_width()
 
         def rows(part: str, low: str, high: str) -> None:
             sums = fn.gep(self.sums, fn.affine([(block, part)]), self.element)
@@ -214,7 +225,7 @@ class _Emitter:
             with fn.loop(start, end) as loop:
                 at = fn.affine([(size, loop.index)], split.start(size))
                 tile_place = {**place} if row is None else {**place, row: at}
-                offset = fn.affine([(split.size * self._padded_width(), loop.index)])
+                offset = fn.affine([(split.size * self._sums_width(), loop.index)])
                 tile_sums = fn.gep(sums, offset, self.element) if plan.blocks else self.sums
                 if kind == FINISH:
                     self.micro.finish(fn, str(size), columns, tile_sums, tile_place)

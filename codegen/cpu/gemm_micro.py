@@ -71,10 +71,10 @@ class MicroKernels:
 
     def __init__(
         self, module: Module, loop: Loop, program: Program, buffers: Sequence[str], row: Axis | None, column: Axis,
-        lanes: int, exact: bool,
+        lanes: int, dot: bool, exact: bool,
     ) -> None:  # fmt: skip
         self.module, self.loop, self.program, self.buffers = module, loop, program, tuple(buffers)
-        self.row, self.column, self.lanes, self.exact = row, column, lanes, exact
+        self.row, self.column, self.lanes, self.dot, self.exact = row, column, lanes, dot, exact
         self.element = element_of(loop.stages[0].reduces[0].dtype)
 
     def call(
@@ -114,9 +114,10 @@ class MicroKernels:
         fn = self._function(name, "ptr %narrow", "ptr %wide", "ptr %sums")
         counts = self._counts(columns)
         ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
-        places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * tile.vectors)]
+        width = columns if self.dot else tile.vectors  # vectors of sums in a row
+        places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * width)]
         sums = [ops.load(place) if kind == ACCUMULATE else ops.constant(0) for place in places]
-        if memory.dot:
+        if self.dot:
             sums = _Dots(ops, tile, columns, memory, self._row_number()).sum(sums)
         else:
             coordinates = {axis: f"%x{i}" for i, axis in enumerate(self.loop.space)}
@@ -125,6 +126,9 @@ class MicroKernels:
             for value, place in zip(sums, places, strict=True):
                 ops.store(value, place)
             return
+        if self.dot:
+            rows = [sums[at : at + columns] for at in range(0, len(sums), columns)]
+            sums = [_across(ops, row) for row in rows]
         epilogue = self._epilogue(fn, counts)
         with epilogue.tile():
             for row in range(tile.rows):
@@ -137,8 +141,10 @@ class MicroKernels:
         ops = VectorOps(fn, self.lanes, self.element)
         epilogue = self._epilogue(fn, counts)
         with epilogue.tile(), fn.loop(0, "%rows") as loop:
-            at = fn.gep("%sums", fn.affine([(len(counts) * self.lanes, loop.index)]), self.element)
-            sums = [ops.load(fn.gep(at, vector * self.lanes, self.element)) for vector in range(len(counts))]
+            width = columns if self.dot else len(counts)
+            at = fn.gep("%sums", fn.affine([(width * self.lanes, loop.index)]), self.element)
+            sums = [ops.load(fn.gep(at, vector * self.lanes, self.element)) for vector in range(width)]
+            sums = [_across(ops, sums)] if self.dot else sums
             position = None if self.row is None else Position(fn.affine([(1, self._row_number()), (1, loop.index)]))
             epilogue.row(position, sums)
 
@@ -229,22 +235,8 @@ class _Dots:
         self.rows = _row_addresses(ops, tile.rows, memory, row_number)
 
     def sum(self, sums: list[str]) -> list[str]:
-        """Add the products of all steps to `sums`, one vector of columns for each row."""
-        partial = [self.ops.constant(0)] * (len(self.rows) * self.columns)
-        partial = self._nest(self.memory.steps, "0", "0", partial)
-        out = []
-        for row, total in enumerate(sums):
-            part = partial[row * self.columns : (row + 1) * self.columns]
-            out.append(self.ops.add(total, self._across(part)))
-        return out
-
-    def _across(self, columns: Sequence[str]) -> str:
-        """Lane c: the sum of all lanes of vector c."""
-        filled = [*columns, *([self.ops.constant(0)] * (self.ops.lanes - len(columns)))]
-        parts = self.ops.transpose(filled)
-        while len(parts) > 1:
-            parts = [self.ops.add(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        return parts[0]
+        """Add the products of all steps to `sums`, a vector of partial sums for each row and column."""
+        return self._nest(self.memory.steps, "0", "0", sums)
 
     def _nest(self, steps: Sequence[Step], narrow: str, wide: str, partial: list[str]) -> list[str]:
         """`narrow`, `wide`: offsets of the current step."""
@@ -287,3 +279,11 @@ class _Dots:
                 at = row * self.columns + column
                 out[at] = ops.fma(factors, values, out[at])
         return out
+
+
+def _across(ops: VectorOps, columns: Sequence[str]) -> str:
+    """Lane c: the sum of all lanes of vector c."""
+    parts = ops.transpose([*columns, *([ops.constant(0)] * (ops.lanes - len(columns)))])
+    while len(parts) > 1:
+        parts = [ops.add(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]

@@ -43,6 +43,8 @@ _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
 _STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
 _ACROSS_LINES = 1.4  # factor for dot products that are read at any offset, often across two lines
+_THROUGH = 0.06  # for each element that is read from the third-level cache or beyond
+_FAR_DOTS = 1.3  # factor for dot products of vectors that come from the second-level cache
 _CALL = 25.0  # for each tile
 _STAGE, _STAGE_STRIDED = 0.4, 1.0  # for each element
 _FAR = 1.0  # for each step of the sum of a tile
@@ -136,6 +138,7 @@ class GemmPlan:
         step = self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors)
         total = outer * rows * step
         total += outer * depth * self.panels * self.tiles * self._miss_cycles()
+        total += outer * self.panels * self._pass_cycles()
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
         total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
         if self.source is not None:
@@ -152,13 +155,33 @@ class GemmPlan:
         steps = extent_of(self.outer) * extent_of(self.sums) * extent_of(self.blocks) * self.panels * self.tiles
         return copy.elements * times * (_STAGE if copy.contiguous else _STAGE_STRIDED) + steps * far
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the vectors that dot products of a row of tiles read do not stay in the first-level cache."""
+        vectors = self.tile.rows + self.tile.vectors
+        return vectors * extent_of(self.sums) * self.found.reduce.dtype.itemsize > _LINE * _SETS * _WAYS // 2
+
     def _dot_cycles(self) -> float:
         step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes)
         steps = extent_of(self.sums[:-1]) * -(-self.sums[-1].extent // self.lanes)
-        flat = self.found.wide.flat
-        strides = [flat.constant, *(factor for atom, factor in flat.terms if atom is not self.sums[-1])]
-        across = 1.1 if all(stride % max(self.lanes // 2, 1) == 0 for stride in strides) else _ACROSS_LINES
-        return extent_of(self.blocks) * (steps * step * across + last)
+        step *= self._across_lines() * (_FAR_DOTS if self.is_far else 1.0)
+        return extent_of(self.blocks) * steps * step + last
+
+    def _across_lines(self) -> float:
+        """Factor for dot products whose vectors lie across the lines of the cache."""
+        strides = [0]
+        for flat in (self.found.wide.flat, self.found.narrow.flat):
+            strides += [flat.constant, *(factor for atom, factor in flat.terms if atom is not self.sums[-1])]
+        if all(stride % self.lanes == 0 for stride in strides):
+            return 1.0
+        return 1.1 if all(stride % max(self.lanes // 2, 1) == 0 for stride in strides) else _ACROSS_LINES
+
+    def _pass_cycles(self) -> float:
+        """Time of reading what a panel's blocks of dot products go through, where that lies far away."""
+        if not self.dot or not self.blocks:
+            return 0.0
+        narrow, wide = (self.program.buffers[o.buffer].size for o in (self.found.narrow, self.found.wide))
+        return (narrow + wide / self.panels) * _THROUGH if narrow + wide > 2 * _MAX_PANEL else 0.0
 
     def _miss_cycles(self) -> float:
         """Extra cycles for each step of the sum of a tile."""
@@ -322,7 +345,10 @@ def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> I
             yield _packed(replace(plan, tile=tile), table)
     if not exact and not table and sums and found.narrow.stride(sums[-1]) == found.wide.stride(sums[-1]) == 1:
         for tile in dot_tiles(rows, columns, base.lanes, registers):
-            yield replace(base, tile=tile, dot=True)
+            plan = replace(base, tile=tile, dot=True)
+            yield plan
+            if (inner := _near(plan)) is not plan:
+                yield inner
 
 
 def _ordered(plan: GemmPlan) -> GemmPlan:
@@ -360,6 +386,13 @@ def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
     wide = plan.found.wide
     steps = tuple((axis.extent, wide.stride(axis)) for axis in plan.sums)
     return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps))
+
+
+def _near(plan: GemmPlan) -> GemmPlan:
+    """With outer loops of the sum as blocks, until the vectors that a tile reads stay in the first-level cache."""
+    while plan.is_far and len(plan.sums) > 1 and extent_of(plan.sums[1:]) >= _MIN_DEPTH:
+        plan = replace(plan, blocks=(*plan.blocks, plan.sums[0]), sums=plan.sums[1:])
+    return plan
 
 
 def _split_sum(plan: GemmPlan, axis: Axis, part: int) -> GemmPlan:
