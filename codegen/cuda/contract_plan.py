@@ -134,12 +134,13 @@ def choose_tile(
 ) -> Tile:
     """The tile with the least work, padding and idle multiprocessors counted."""
 
-    def cost(tile: Tile) -> float:
-        blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * batch
-        padded = blocks * tile.rows * tile.columns
-        return padded / (tiles[tile] * min(1.0, blocks * tile.threads / FILL))
+    return min(tiles, key=lambda tile: tile_cost(tile, tiles[tile], batch, rows, columns))
 
-    return min(tiles, key=cost)
+
+def tile_cost(tile: Tile, share: float, batch: int, rows: int, columns: int) -> float:
+    """Outputs, those in padding too, over the part of the card that multiplies; share: the tile's part of the peak."""
+    blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * batch
+    return blocks * tile.rows * tile.columns / (share * min(1.0, blocks * tile.threads / FILL))
 
 
 def _factors(loop: Loop) -> tuple[Expr, Expr] | None:

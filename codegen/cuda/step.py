@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusegraph.codegen.cuda.contract import emit_contract
+from fusegraph.codegen.cuda.contract import AMPERE, emit_contract
+from fusegraph.codegen.cuda.contract_split import split_products
 from fusegraph.codegen.cuda.helpers import helpers_source
 from fusegraph.codegen.cuda.intrinsics import import_line
 from fusegraph.codegen.cuda.kernel import CudaKernel
@@ -69,6 +70,8 @@ def emit_step(
     Raises UnsupportedError where a buffer has 2**31 elements or more.
     """
     program = prepare(program, exact)
+    if not readable and not exact:
+        program = split_products(program, precision == "tf32" and capability >= AMPERE)
     names = cuda_names(program)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
     memory = plan_memory(program, in_place=_one_thread_an_element)
