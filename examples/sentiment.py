@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -146,6 +146,28 @@ class Classifier:
         return loaded
 
 
+def make_step(model: nn.Module, opt: optim.Optimizer, compile: Callable[..., Any]) -> Any:
+    """The training step: token ids (N, W), lengths (N,) and labels (N,) to the loss."""
+
+    @compile
+    def step(ids: fg.Tensor, lengths: fg.Tensor, y: fg.Tensor) -> fg.Tensor:
+        opt.zero_grad()
+        loss = F.cross_entropy(model(ids, lengths), y)
+        loss.backward()
+        opt.step()
+        return loss
+
+    return step
+
+
+def __getattr__(name: str) -> Any:
+    """`step`, with 5,000 words and new weights, is made when asked for: python -m fusegraph explain examples.sentiment:step."""
+    if name != "step":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    model = KimCNN(np.random.default_rng(0).uniform(-0.25, 0.25, (5000, 50)).astype(np.float32), frozen=False)
+    return make_step(model, optim.AdamW(model.parameters(), lr=RECIPES["cnn"].lr, weight_decay=0.0), fg.compile)
+
+
 def compile_forward(
     classifier: Classifier, compile: Callable[..., Callable[..., fg.Tensor]]
 ) -> Callable[..., fg.Tensor]:
@@ -185,14 +207,7 @@ def train(args: argparse.Namespace) -> common.History:
     opt = optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=0.0)
     forward = compile_forward(classifier, compile)
 
-    @compile
-    def step(ids: fg.Tensor, lengths: fg.Tensor, y: fg.Tensor) -> fg.Tensor:
-        opt.zero_grad()
-        loss = F.cross_entropy(model(ids, lengths), y)
-        loss.backward()
-        opt.step()
-        return loss
-
+    step = make_step(model, opt, compile)
     epochs = args.epochs or recipe.epochs
     batch_size = min(args.batch_size or 50, len(encoded))
     schedule = optim.lr_scheduler.CosineAnnealingLR(opt, T_max=epochs)
