@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from fusegraph.build import Artifact
 from fusegraph.codegen.cuda.step import CudaStep, emit_step
 from fusegraph.ir import interpret
 from tests.cuda_tools import run_step
-from tests.op_sheets import compare
+from tests.op_sheets import TOLERANCE, compare
 
 Array = np.ndarray[Any, Any]
 BATCH, CLASSES, WORDS, WIDTH, SENTENCE = 5, 3, 37, 7, 11
@@ -181,6 +181,7 @@ class Emulated:
 
     artifact: Artifact
     step: CudaStep
+    tolerance: Mapping[str, float] = field(default_factory=lambda: TOLERANCE)
     problems: list[str] = field(default_factory=list)
     runs: int = 0
 
@@ -192,7 +193,9 @@ class Emulated:
         got = [g.reshape(w.shape) for g, w in zip(run_step(self.step, inputs), outputs, strict=True)]
         labels = [f"run {self.runs}, output {node}" for node in graph.outputs]
         labels += [f"run {self.runs}, state {old.params.get('name', old)}" for old, _ in graph.updates]
-        self.problems += compare([*got, *(inputs[i] for i in places)], [*outputs, *updates], labels)
+        self.problems += compare(
+            [*got, *(inputs[i] for i in places)], [*outputs, *updates], labels, tolerance=self.tolerance
+        )
         self.runs += 1
         return got
 
