@@ -86,8 +86,10 @@ class _Anonymous(ast.NodeTransformer):
 def without_names(source: str) -> str:
     """The text of a function without its name, docstring and comments, arguments and variables numbered."""
     tree = ast.parse(source)
-    function = tree.body[0]
+    *parts, function = tree.body
     assert isinstance(function, ast.FunctionDef)
+    if parts:  # several loops in one kernel: device functions, known by their names
+        return source
     if ast.get_docstring(function) is not None:
         del function.body[0]
     own = [arg.arg for arg in function.args.args]

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+import fusegraph as fg
 from fusegraph.build import Artifact
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.step import CudaStep, Launch, emit_step
 from fusegraph.ir import interpret
 from tests.cuda_ptx import StepPtx, interpreter
-from tests.cuda_tools import StepMemory, compiled_artifact
+from tests.cuda_tools import StepMemory
 from tests.op_sheets import compare
 
 Array = np.ndarray[Any, Any]
@@ -76,8 +77,14 @@ def check(artifact: Artifact, inputs: Sequence[Array], **options: Any) -> list[M
     return launches
 
 
+def cuda_artifact(function: Callable[..., Any], *arguments: Any) -> Artifact:
+    """What compiling `function` for CUDA gives, but for a GPU."""
+    artifact: Artifact = fg.compile(function, backend="cuda").compiled_for(*arguments).artifact
+    return artifact
+
+
 def check_function(function: Callable[..., Any], *shapes: Any, whole: int = 2, **options: Any) -> list[Measured]:
     """`check` of a function of float32 arrays of these shapes (an array stands for itself: its type is taken)."""
     samples = [np.zeros(shape, np.float32) if isinstance(shape, tuple) else shape for shape in shapes]
-    artifact = compiled_artifact(function, *samples)
+    artifact = cuda_artifact(function, *samples)
     return check(artifact, random_inputs(artifact, whole=whole), **options)

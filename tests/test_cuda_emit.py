@@ -75,7 +75,7 @@ def test_golden_texts(name: str, request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_emitted_kernel_is_clean(dtype: str) -> None:
     step = step_of(sheet_of(table_cases(dtype, 2)).graph)
-    assert len(step.kernels) > 20
+    assert sum(len(kernel.loops) for kernel in step.kernels) > 100
     assert lint(step.source) == []
     assert lint(emit_step(mnist_artifact().fused[0]).source) == []
 

@@ -13,6 +13,7 @@ class CudaKernel:
 
     grid, block: threads to launch (x, y, z); how: in words, what a thread, warp or block does.
     shared_bytes: static shared memory of a block.
+    kind: kernels of one kind may share a launch ("" for those that need one alone); loops: names of the loops that it does.
     """
 
     name: str
@@ -23,6 +24,8 @@ class CudaKernel:
     block: tuple[int, int, int]
     how: str
     shared_bytes: int = 0
+    kind: str = ""
+    loops: tuple[str, ...] = ()
 
     @property
     def threads(self) -> int:

@@ -29,11 +29,13 @@ def lint(source: str) -> list[str]:
 class _Checker(ast.NodeVisitor):
     def __init__(self, function: ast.FunctionDef, known: set[str]) -> None:
         self.found: list[str] = []
-        self._where, self._device = function.name, bool(function.decorator_list)
+        arguments = [argument.arg for argument in function.args.args]
+        part = arguments[:1] == ["block_number"]  # a loop of a kernel with several: its other arguments are global buffers
+        self._where, self._device = function.name, bool(function.decorator_list) and not part
         self._known = known | FLOATS | NARROW | {
             "int64", "uint8", "uint64", "range", "abs", "min", "max", *INTRINSICS,
         }  # fmt: skip
-        self._global = set() if self._device else {argument.arg for argument in function.args.args}
+        self._global = set() if self._device else set(arguments)
         for statement in function.body:
             self.visit(statement)
 

@@ -8,7 +8,7 @@ from fusegraph.codegen.python_names import ProgramNames, identifier, unused
 from fusegraph.dtypes import SUPPORTED
 from fusegraph.ir.loops import Program
 
-RESERVED = HELPER_NAMES | set(SUPPORTED) | {"cuda", "math", "libdevice", "uint64", *INTRINSICS}
+RESERVED = HELPER_NAMES | set(SUPPORTED) | {"cuda", "math", "libdevice", "uint64", "block_number", *INTRINSICS}
 _VARIABLES = {"lane", "slot", "part"}  # loop variables with fixed names
 
 

@@ -14,6 +14,8 @@ Rows that several stages read are kept in registers (`x_row`): memory is read on
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.nest_column import ColumnWriter
 from fusegraph.codegen.cuda.nest_map import MapWriter, ThreadWriter
@@ -40,7 +42,8 @@ def emit_nest(loop: Loop, program: Program, names: ProgramNames) -> CudaKernel:
     writer = _WRITERS[plan.kind](plan, names)
     if plan.points:
         writer.write()
-    return writer.finish((plan.blocks, 1, 1), (plan.block, 1, 1), _how(plan), plan.hidden)
+    kernel = writer.finish((plan.blocks, 1, 1), (plan.block, 1, 1), _how(plan), plan.hidden)
+    return replace(kernel, kind="map" if plan.kind in ("map", "thread") else "team")
 
 
 def _how(plan: NestPlan) -> str:

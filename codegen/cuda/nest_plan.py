@@ -88,7 +88,12 @@ def plan_nest(loop: Loop, buffers: dict[str, Buffer]) -> NestPlan:
     loop = _shared_axes(loop)
     points, longest = loop.points(), max((extent(stage_axes(stage)) for stage in loop.stages), default=1)
     rows, columns = _directions(loop, buffers)
-    if (longest < 5 and rows <= columns) or longest < 2 or (not rows and points >= FILLING_POINTS) or (not rows and longest < 16 and points > 1):
+    if (
+        (longest < 5 and rows <= columns)
+        or longest < 2
+        or (not rows and points >= FILLING_POINTS)
+        or (not rows and longest < 16 and points > 1)
+    ):
         return NestPlan(loop, "thread", points, 1, _block_of(points))
     if columns > rows and points > 1:
         return _column_plan(loop, points, longest)
@@ -116,7 +121,7 @@ def _row_plan(loop: Loop, points: int, longest: int, buffers: dict[str, Buffer])
     elif work <= 2 * WARP or (work <= 8 * WARP and (points >= 512 or length_is_ragged(longest))):
         team = WARP
     else:
-        team = min(1024, max(_power(-(-work // 4)) if points >= FEW_BLOCKS else _power(work), 2 * WARP))
+        team = min(1024, max(_power(-(-work // 4)), 2 * WARP))  # four loads of a thread are on their way at once
     teams = max(min(128 // team, _power(points)), WARP // team) if team <= WARP else 1
     if team <= WARP and points >= SECTOR:
         teams = max(teams, SECTOR)  # their rows, and one result a row, begin and end where a sector does

@@ -2,15 +2,18 @@
 
 Every kernel takes one pointer a buffer. Buffers that live through a step only (temps) lie in one arena, at the offsets of the
 memory plan that the CPU uses too; all others have memory of their own. Launches run one after the other in one stream, so a
-kernel sees all that those before it wrote.
+kernel sees all that those before it wrote. Small loops that do not wait for each other share a launch (batches.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from fusegraph.codegen.cuda.batches import Work, in_batches, one_kernel
 from fusegraph.codegen.cuda.contract import AMPERE, emit_contract
 from fusegraph.codegen.cuda.contract_split import split_products
+from fusegraph.codegen.cuda.costs import LaunchCost, describe, launch_costs
 from fusegraph.codegen.cuda.helpers import helpers_source
 from fusegraph.codegen.cuda.intrinsics import import_line
 from fusegraph.codegen.cuda.kernel import CudaKernel
@@ -50,6 +53,15 @@ class CudaStep:
         """The kernel called `name`."""
         return next(kernel for kernel in self.kernels if kernel.name == name)
 
+    @cached_property
+    def costs(self) -> tuple[LaunchCost, ...]:
+        """Blocks, threads and bytes moved of every launch, in order."""
+        return launch_costs(self.program, [self.kernel(launch.kernel) for launch in self.launches])
+
+    def describe(self) -> str:
+        """The launches as a table: kernel, blocks, threads of a block, bytes read and written."""
+        return describe(self.costs)
+
     def types(self, kernel: CudaKernel) -> tuple[str, ...]:
         """Element types of a kernel's pointers, as they stand in memory."""
         dtypes = (self.program.buffers[name].dtype for name in kernel.buffers)
@@ -74,11 +86,39 @@ def emit_step(
         program = split_products(program, precision == "tf32" and capability >= AMPERE)
     names = cuda_names(program)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
-    memory = plan_memory(program, in_place=_one_thread_an_element)
-    launches = tuple(
-        _launch(kernel, memory) for kernel, loop in zip(kernels, program.loops, strict=True) if loop.points()
-    )
+    works = [Work(loop, kernel) for loop, kernel in zip(program.loops, kernels, strict=True) if loop.points()]
+    batches = in_batches(works)
+    program = program.with_loops(tuple(work.loop for batch in batches for work in batch))
+    memory = plan_memory(_for_memory(program, batches), in_place=_one_thread_an_element)
+    kernels = _batched(batches, names)
+    launches = tuple(_launch(kernel, memory) for kernel in kernels)
     return CudaStep(program, kernels, launches, memory, module_source(program, names, kernels))
+
+
+def _batched(batches: list[list[Work]], names: ProgramNames) -> tuple[CudaKernel, ...]:
+    """One kernel for each launch."""
+    made, taken = [], set(names.kernels.values())
+    for batch in batches:
+        name = f"{batch[0].kernel.name}_and_{len(batch) - 1}_more"
+        while name in taken:
+            name += "_"
+        made.append(one_kernel([work.kernel for work in batch], name, names.buffers))
+    return tuple(made)
+
+
+def _for_memory(program: Program, batches: list[list[Work]]) -> Program:
+    """The program as the memory plan sees it: one loop a launch; temps that live in registers only take no memory."""
+    used = {name for batch in batches for work in batch for name in work.kernel.buffers}
+    gone = {name for name, b in program.buffers.items() if b.role == "temp" and name not in used}
+    buffers = {name: replace(b, shape=(0,)) if name in gone else b for name, b in program.buffers.items()}
+    return replace(program, buffers=buffers, loops=tuple(map(_as_one_loop, batches)))
+
+
+def _as_one_loop(batch: list[Work]) -> Loop:
+    loop = batch[0].loop
+    if len(batch) == 1:
+        return loop
+    return replace(loop, schedule="batch", stages=tuple(stage for work in batch for stage in work.loop.stages))
 
 
 def emit_kernel(
@@ -101,8 +141,11 @@ def emit_kernel(
 
 
 def _one_thread_an_element(loop: Loop) -> bool:
-    """Where there are sums, all threads of a team read what one of them writes: not in the same memory."""
-    return not any(stage.reduces for stage in loop.stages)
+    """Whether what a loop writes may take over the memory of what it reads, element for element.
+
+    Where there are sums, all threads of a team read what one of them writes; the loops of a batch run at the same time.
+    """
+    return loop.schedule != "batch" and not any(stage.reduces for stage in loop.stages)
 
 
 def _launch(kernel: CudaKernel, memory: MemoryPlan) -> Launch:

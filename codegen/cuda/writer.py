@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fusegraph.codegen.cuda.expressions import CudaExpressionWriter
@@ -171,7 +172,10 @@ class KernelWriter(CudaExpressionWriter):
         lines = [*head, *(f"    {line}".rstrip() for line in text)]
         lines += [f"    {line}" for line in self.declarations]
         lines += [*self.blocks[0].lines(4)]
-        return CudaKernel(name, buffers, "\n".join(lines), frozenset(self.helpers), grid, block, how, self.shared_bytes)
+        kernel = CudaKernel(
+            name, buffers, "\n".join(lines), frozenset(self.helpers), grid, block, how, self.shared_bytes
+        )
+        return replace(kernel, loops=(self.loop.name,))
 
 
 def _times(dims: Dims) -> str:
