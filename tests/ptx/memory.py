@@ -302,6 +302,13 @@ class SharedMemory(_Memory):
         self._log("write", offset, size * count, sel)
         self.views[size][self.spread(offset // size, count)] = values.reshape(-1)
 
+    def expect(self, address: np.ndarray, nbytes: int, sel: Sel) -> None:
+        """An asynchronous copy is on its way here: a write from now on, whose data nobody may read before it has landed."""
+        offset = self.locate(address, nbytes, sel)
+        self._log("write", offset, nbytes, sel)
+        per = max(1, nbytes // self.cell)
+        self.written[self.spread(offset // self.cell, per)] = False
+
     def atomic_cells(self, address: np.ndarray, size: int, sel: Sel) -> tuple[np.ndarray, np.ndarray]:
         """As for global memory."""
         offset = self.locate(address, size, sel)

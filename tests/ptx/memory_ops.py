@@ -223,7 +223,7 @@ def _copy_async(instr: Instr, machine: Machine) -> Action:
             values[whole] = machine.globals.load(source(chosen), 4, words, chosen)
         values[np.arange(words) * 4 >= bytes_read[:, None]] = 0
         where = target(sel)
-        machine.shared.locate(where, 4 * words, sel)
+        machine.shared.expect(where, 4 * words, sel)
         machine.copies.append(PendingCopy(ids, where, values, np.full(len(ids), -1)))
 
     return run
