@@ -44,6 +44,7 @@ class Version:
     learned: list[Tensor] = field(init=False)
     dense: bool = field(init=False)
     spans: Array | None = field(init=False, default=None)
+    steady: Any = field(init=False, default=None)  # the short way of a call on a GPU (runtime/cuda/steady.py)
 
     def __post_init__(self) -> None:
         self.signatures = [_signature(tensor) for tensor in self.captured]

@@ -11,6 +11,7 @@ import pytest
 
 import fusegraph as fg
 import fusegraph.functional as F
+from fusegraph.errors import DeviceError
 from fusegraph.runtime.cuda.residency import is_watched
 from tests.cuda_runtime_tools import Training, agree, batches, emulated, needs_wheels
 
@@ -134,6 +135,53 @@ def test_backward_outside_of_the_function() -> None:
                 training.optimizer.step()
             states.append(training.state())
     agree(states[1], states[0])
+
+
+def test_the_short_way_of_a_repeated_step_sees_everything_that_changes() -> None:
+    """Looks, changes on the host, another learning rate, a larger batch (the arena moves), a step that fails."""
+    data, large = batches("mlp", 10), batches("mlp", 1, rows=400)[0]
+    both: dict[str, Any] = {}
+    short: list[bool] = []
+    with emulated() as gpu:
+        for backend in ("cpu", "cuda"):
+            training = Training("mlp", backend, "adam")
+            losses = []
+            for number, (x, y) in enumerate(data):
+                losses.append(training.step(fg.tensor(x) if number % 2 else x, y).item())
+                if backend == "cuda":
+                    short.append(training.step.compiled_for().steady is not None)
+                if number == 3:
+                    losses.append(float(training.model[0].weight.abs().sum().item()))
+                if number == 5:
+                    training.model[2].weight.detach().numpy()[0] += 1
+                    training.optimizer.param_groups[0]["lr"] = 0.05
+                if number == 7:
+                    losses.append(training.step(*large).item())
+                if number == 8 and backend == "cuda":
+                    gpu.refuse = {"launch_graph": 1}
+                    with pytest.raises(DeviceError, match="refused"):
+                        training.step(x, y)
+                    with pytest.raises(IndexError):
+                        training.step(x, y + 2)
+            both[backend] = {**training.state(), "losses": np.array(losses)}
+    agree(both["cuda"], both["cpu"])
+    assert short == [False] + 9 * [True]
+
+
+def test_a_watched_argument_and_a_captured_one_as_an_argument_go_the_long_way() -> None:
+    with emulated():
+        weight = fg.tensor(np.ones((2, 2), np.float32))
+        add = fg.compile(lambda x: x + weight, backend="cuda")
+        x = np.full((2, 2), 2, np.float32)
+        for _ in range(4):
+            assert add(x).tolist() == [[3, 3], [3, 3]]
+        assert add.compiled_for().steady is not None
+        assert is_watched(weight)
+        assert add(weight).tolist() == [[2, 2], [2, 2]]
+        with fg.no_grad():
+            weight.copy_(weight * 5)
+        assert add(x).tolist() == [[7, 7], [7, 7]]
+        assert add(weight).tolist() == [[10, 10], [10, 10]]
 
 
 def test_another_version_and_a_cpu_function_see_the_same_parameters() -> None:

@@ -112,6 +112,10 @@ class Device:
             self._arena, self._arena_bytes = larger, nbytes
         return self._arena
 
+    def has_arena(self, address: int) -> bool:
+        """Whether temps still live there."""
+        return self._arena == address
+
     def trim(self) -> None:
         """Give the pool's memory back to the driver. Under `using`."""
         self.driver.synchronise()

@@ -16,7 +16,7 @@ from fusegraph.runtime.cuda.memory import Blocks
 from fusegraph.runtime.cuda.plan import ARENA, CudaPlan
 
 if TYPE_CHECKING:
-    from fusegraph.runtime.cuda.loaded import _Call
+    from fusegraph.runtime.cuda.loaded import Call
 
 MAX_GRAPHS = 8  # kept for one step
 MAX_CAPTURES = 64  # a step whose addresses change more often gains nothing by graphs
@@ -38,7 +38,7 @@ class Graphs:
         self._captures = 0
         self._last: Callable[[], None] = lambda: None
 
-    def launch(self, call: _Call) -> None:
+    def launch(self, call: Call) -> None:
         """Queue copies in, kernels and copies out of a call.
 
         Raises DeviceError; unless the device is lost, states are as they were.
@@ -51,6 +51,10 @@ class Graphs:
         else:
             self._one_by_one(call)
             self._last = lambda: self._queue(call)
+
+    def graph_of(self, key: tuple[Any, ...]) -> Any:
+        """The graph of calls with that key; None if there is none, or graphs are not wanted."""
+        return self._graphs.get(key) if self.enabled else None
 
     def replay_ms(self, times: int) -> float:
         """The GPU's time for one of `times` repetitions of the last call, without what the host does for it.
@@ -69,7 +73,7 @@ class Graphs:
             if name not in self._kernels:
                 self._kernels[name] = self.device.driver.load(image, self.plan.entries[name])
 
-    def reserve(self, call: _Call) -> None:
+    def reserve(self, call: Call) -> None:
         """Load the kernels and take all memory that the call needs: nothing is allocated while something is queued."""
         self._load()
         for slot in self.plan.layout.slots:
@@ -78,7 +82,7 @@ class Graphs:
         for name in (*call.staged, *call.back):
             self.blocks.pinned_address(name)
 
-    def _graph(self, call: _Call) -> Any:
+    def _graph(self, call: Call) -> Any:
         key = call.key
         if key in self._graphs:
             return self._graphs[key]
@@ -98,7 +102,7 @@ class Graphs:
         self._graphs[key] = graph
         return graph
 
-    def _queue(self, call: _Call) -> None:
+    def _queue(self, call: Call) -> None:
         driver, blocks, sizes = self.device.driver, self.blocks, self.blocks.sizes
         for name in call.staged:
             driver.copy_in(blocks.device_address(name), blocks.pinned_address(name), sizes[name])
@@ -109,12 +113,12 @@ class Graphs:
             if sizes[name]:
                 driver.copy_out(blocks.pinned_address(name), blocks.device_address(name), sizes[name])
 
-    def _address(self, call: _Call, base: str) -> int:
+    def _address(self, call: Call, base: str) -> int:
         if base == ARENA:
             return call.arena
         return call.addresses[base] if base in call.addresses else self.blocks.device_address(base)
 
-    def _one_by_one(self, call: _Call) -> None:
+    def _one_by_one(self, call: Call) -> None:
         """A launch that the driver refuses comes after others that may have changed states: those are put back then."""
         saved = [] if call.key in self._proven else self._saved_states(call)
         driver = self.device.driver
@@ -133,7 +137,7 @@ class Graphs:
             self._proven.add(call.key)
         self.launches["kernel"] += len(self.plan.launches)
 
-    def _saved_states(self, call: _Call) -> list[tuple[int, Any]]:
+    def _saved_states(self, call: Call) -> list[tuple[int, Any]]:
         states = [m for name, m in call.mirrors.items() if name in self.plan.written and m.nbytes]
         saved: list[tuple[int, Any]] = []
         try:

@@ -37,6 +37,10 @@ class LoadedStep:
         self.outputs = list(dict.fromkeys(plan.layout.outputs))
         self.blocks = Blocks(device, {name: nbytes_of(slot) for name, slot in self.slots.items()})
         self.graphs = Graphs(device, plan, self.blocks)
+        self.last: Call | None = None  # without the caller's arrays
+        layout = plan.layout
+        self._guards = [(guard, _buffer(self.slots[guard.buffer])) for guard in layout.guards]
+        self._looked_at = {guard.buffer for guard in layout.guards} | {n for c in layout.checks for n in c.inputs}
         device.hold(self)
         weakref.finalize(self, _give_back, device, self.graphs, self.blocks).atexit = False
 
@@ -48,35 +52,39 @@ class LoadedStep:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """See CudaExecutable.run."""
         arrays = dict(zip(self.plan.layout.inputs, inputs, strict=True))
-        self._check(arrays)
-        call = _Call(self, arrays)
+        self.check(arrays)
+        call = Call(self, arrays)
         self.graphs.reserve(call)
         try:
             call.transfer()
             self.graphs.launch(call)
             call.finish()
         except BaseException:
-            self._drain()
+            self.drain()
             raise
-        return call.results()
+        results = call.results()
+        call.forget()
+        self.last = call
+        return results
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """After an error: nothing that is still queued may read or write memory of the caller's."""
         try:
             self.device.driver.synchronise()
         except DeviceError:
             return  # the device is lost: it does nothing any more
 
-    def _check(self, arrays: dict[str, Array]) -> None:
+    def check(self, arrays: dict[str, Array]) -> None:
         """Raise IndexRangeError for an index out of range (indices that only the device has are copied back to look)."""
-        layout = self.plan.layout
-        looked_at = {guard.buffer for guard in layout.guards} | {name for c in layout.checks for name in c.inputs}
-        fetch([m for name in looked_at if name in arrays and (m := find(arrays[name])) is not None])
-        for guard in layout.guards:
-            slot = self.slots[guard.buffer]
-            check_guard(guard, Buffer(slot.name, slot.shape, np.dtype(slot.dtype), slot.role), arrays[guard.buffer])
-        for check in layout.checks:
+        fetch([m for name in self._looked_at if (m := find(arrays[name])) is not None])
+        for guard, buffer in self._guards:
+            check_guard(guard, buffer, arrays[guard.buffer])
+        for check in self.plan.layout.checks:
             check_computed(check, arrays)
+
+
+def _buffer(slot: Slot) -> Buffer:
+    return Buffer(slot.name, slot.shape, np.dtype(slot.dtype), slot.role)
 
 
 def _give_back(device: Device, graphs: Graphs, blocks: Blocks) -> None:
@@ -84,7 +92,7 @@ def _give_back(device: Device, graphs: Graphs, blocks: Blocks) -> None:
     device.discard(blocks.close)
 
 
-class _Call:
+class Call:
     """Where the buffers of one call lie.
 
     addresses  of buffers that are somewhere else than in the step's own memory, by name
@@ -112,6 +120,7 @@ class _Call:
             array = self.made[name]
             self.staying[name] = Mirror(loaded.device, array, loaded.device.alloc(array.nbytes), fixed=False)
         self.arena = loaded.device.arena(layout.arena_bytes)
+        self.moves_more = bool(self.stay or self.copied)  # than the graph does
 
     def _place(self, name: str, array: Array) -> None:
         device, written = self.loaded.device, name in self.loaded.plan.written
@@ -158,6 +167,10 @@ class _Call:
             mirror.newer |= name in written
         for mirror in self.staying.values():
             mirror.current = mirror.newer = True
+
+    def forget(self) -> None:
+        """Let go of all arrays: the call is over."""
+        self.arrays, self.made, self.staying, self.mirrors, self.copied = {}, {}, {}, {}, {}
 
     def results(self) -> list[Array]:
         """The outputs in the graph's order, each an array of its own."""

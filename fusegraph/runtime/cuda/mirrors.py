@@ -19,6 +19,15 @@ Array = np.ndarray[Any, Any]
 _of_array: dict[int, Mirror] = {}
 
 
+class Looks:
+    """Counts how often values of state on the device were looked at, or replaced: what was known of it may be wrong."""
+
+    count = 0
+
+
+looks = Looks()
+
+
 def _nobody() -> None:
     return None
 

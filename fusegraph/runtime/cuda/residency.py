@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusegraph.repeat import MISS
 from fusegraph.runtime.cuda.device import Device, current_device
-from fusegraph.runtime.cuda.mirrors import Mirror, fetch, find
+from fusegraph.runtime.cuda.mirrors import Mirror, fetch, find, looks
 from fusegraph.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -54,12 +55,15 @@ def _look(tensor: Tensor) -> Array:
     if mirror is not None:
         fetch([mirror])
         mirror.current = False  # the caller may change it
+    if mirror is None or mirror.fixed:
+        looks.count += 1
     unwatch(tensor)
     return array
 
 
 def _replace(tensor: Tensor, value: Any) -> None:
     """`tensor._value = value` of a watched tensor: what the device has is of no more use."""
+    looks.count += 1
     unwatch(tensor)
     _slot.__set__(tensor, value)
 
@@ -157,11 +161,30 @@ def run_on_device(version: Version, leaves: list[Any]) -> Any:
 
     Raises UnsupportedError that says what is missing, where there is none.
     """
-    from fusegraph.calls import run
-
     device = current_device()
     if version.artifact.options.verify:  # compares arrays before and after
+        from fusegraph.calls import run
+
         return run(version, leaves)
+    steady = version.steady
+    if steady is not None:
+        result = steady.run(leaves, device)
+        if result is not MISS:
+            return result
+        version.steady = None
+    looked = looks.count
+    result = _run_long(version, leaves, device)
+    if version.calls > 1:  # a step that is called once is not worth it
+        from fusegraph.runtime.cuda.steady import steady_of
+
+        with device.using():
+            version.steady = steady_of(version, device, looked)
+    return result
+
+
+def _run_long(version: Version, leaves: list[Any], device: Device) -> Any:
+    from fusegraph.calls import run
+
     first = len(version.artifact.source.inputs) - len(version.captured)
     moving = {position - first for position, _ in version.owners}  # a gradient is another array at each call
     captured = [tensor for number, tensor in enumerate(version.captured) if number not in moving]
@@ -190,10 +213,13 @@ def _settle(device: Device, captured: list[Tensor]) -> None:
         mirror = find(raw(tensor))
         if mirror is None or mirror.device is not device or not mirror.current:
             continue
+        if is_watched(tensor):
+            continue  # nobody has looked: nobody holds the array
         watch(tensor, mirror)  # first: who looks from now on is noticed
         if _references(tensor) > _ALONE:
             unwatch(tensor)
             shared.append(mirror)
     for mirror in shared:
         mirror.current = False
+        looks.count += 1
     fetch(shared)
