@@ -18,6 +18,7 @@ from fusegraph.passes.cse import CSE
 from fusegraph.passes.dce import DCE
 from fusegraph.passes.gradients import GRADIENTS, SOFTMAX_PASS
 from fusegraph.passes.pipeline_log import PassRun, PipelineLog
+from fusegraph.passes.pool_masks import POOL_MASKS
 from fusegraph.passes.products import PRODUCTS_PASS
 from fusegraph.passes.reductions import REDUCTIONS_PASS
 from fusegraph.passes.scalars import SCALARS_PASS
@@ -32,6 +33,7 @@ PIPELINE: tuple[Pass, ...] = (
     SIMPLIFY,
     CSE,
     GRADIENTS,
+    POOL_MASKS,
     SOFTMAX_PASS,
     SCALARS_PASS,
     PRODUCTS_PASS,
