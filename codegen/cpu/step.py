@@ -18,6 +18,7 @@ from fusegraph.codegen.cpu.halos import Halo, with_halos
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
+from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
@@ -64,6 +65,7 @@ def emit_step(
     """
     module = Module(vector_bits=vector_bits)
     halos: dict[str, list[Halo]] = {}
+    program = narrow_positions(program)
     if not exact:
         blocked = batch_blocked(program, vector_bits)
         changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
