@@ -134,7 +134,7 @@ def show_fusion(step: Any, dump: Path | None) -> None:
     console.print(str(step.explain()), highlight=False, markup=False, soft_wrap=True)
     if dump is not None:
         step.dump(dump)
-        console.print(f"every stage of the step: {dump}")
+        console.print(f"every stage of the step: {dump}; open {dump / 'index.html'} in a browser", soft_wrap=True)
 
 
 def save(path: Path, model: Any, metadata: dict[str, str]) -> None:

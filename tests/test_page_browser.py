@@ -138,6 +138,12 @@ def test_search_finds_a_line_and_shows_its_kernels(page):
     press(page, Keys.ENTER)
     assert "source line" in detail(page) and f"k{kernel_of('conv')['id']}" in detail(page)
     assert not find(page, "#results").is_displayed()
+    press(page, "/", "conv")
+    kinds = [hit.text for hit in page.find_elements("css selector", "#results .kind")]
+    assert kinds == sorted(kinds, key=["line", "kernel", "op", "input", "buffer"].index) and {"line", "input"} <= set(
+        kinds
+    )
+    press(page, Keys.ESCAPE)
     press(page, "/", "there is no such thing")
     assert "Nothing found" in find(page, "#results").text
     press(page, Keys.ESCAPE)
@@ -199,6 +205,27 @@ def test_why_two_operations_were_not_merged(page):
     field = find(page, "#ask-1")
     field.send_keys(f"#{kernel['nodes'][0]}", Keys.TAB)
     assert "They were merged" in find(page, "#detail .answer.good").text
+
+
+def test_search_asks_with_shift(page):
+    first, second = (k for k in real()[0]["programs"][0]["kernels"][:2])
+    press(page, "/", f"k{first['id']} ", Keys.ENTER)
+    press(page, "/", f"k{second['id']} ")
+    ActionChains(page).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    assert f"k{first['id']}" in detail(page) and f"k{second['id']}" in detail(page)
+    assert find(page, "#detail .answer").text
+
+
+def test_lines_tell_forward_kernels_from_gradients(page):
+    press(page, "3")
+    row = next(row for row in page.find_elements("css selector", "[data-line]") if "the line of the conv" in row.text)
+    badges = [
+        (badge.text, "back" in badge.get_attribute("class")) for badge in row.find_elements("css selector", ".badge")
+    ]
+    assert badges[0] == (f"k{kernel_of('conv')['id']}", False)
+    assert any(back for _, back in badges) and badges == sorted(badges, key=lambda badge: badge[1])
+    row.click()
+    assert "FORWARD: RUNS IN" in detail(page) and "BACKWARD AND UPDATE" in detail(page)
 
 
 def test_refused_fusions_are_dashed_and_ranked(page):

@@ -326,12 +326,21 @@ FG.lineDetail = ({ id }) => {
     FG.el("div", { class: "eyebrow" }, "source line"),
     FG.el("h2", {}, `${FG.base(entry.file)}:${entry.line}`),
     FG.snippet(id, 4),
-    ...FG.section(
-      `Runs in ${entry.kernels.size} kernel${entry.kernels.size === 1 ? "" : "s"}`,
-      FG.chips([...entry.kernels].sort((a, b) => a - b).map(FG.kernelChip)),
-    ),
+    ...FG.runsIn(entry.kernels),
     ...[...entry.modules].sort().flatMap((module) => FG.moduleOps(module, entry.optimised)),
     ...(entry.modules.size ? [] : FG.section("Operations", FG.chips(entry.optimised.map((node) => FG.opChip(node))))),
+  ];
+};
+// The forward part first: what the line itself computes. The others are its gradients, and what they compute again.
+FG.runsIn = (kernels) => {
+  const forward = FG.forwardKernels(FG.program());
+  const ordered = [...kernels].sort((a, b) => a - b);
+  const [mine, others] = [ordered.filter((id) => forward.has(id)), ordered.filter((id) => !forward.has(id))];
+  const chips = (ids) => (ids.length ? FG.chips(ids.map(FG.kernelChip)) : null);
+  const title = FG.program().phase === "step" ? "Forward: runs in" : "Runs in";
+  return [
+    ...FG.section(title, chips(mine)),
+    ...FG.section(mine.length ? "Backward and update" : "Runs in", chips(others)),
   ];
 };
 FG.moduleOps = (module, ids) => {

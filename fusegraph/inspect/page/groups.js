@@ -28,6 +28,20 @@ FG.ancestors = (graph, ids) => {
   return found;
 };
 
+// The kernels of the forward part: those that are the first to compute something that the outputs need (others may compute it
+// again for a gradient). In a program that is no whole step there is nothing to tell apart.
+FG.forwardKernels = (program) => {
+  if (!program.forwardKernels) {
+    const { optimised } = program;
+    const whole = program.phase === "step" && optimised.updates.length > 0;
+    const needed = whole ? FG.ancestors(optimised, optimised.outputs) : optimised.byId.keys();
+    const small = FG.smallNodes(optimised);
+    const first = [...needed].filter((id) => !small.has(id)).map((id) => Math.min(...optimised.byId.get(id).kernels));
+    program.forwardKernels = new Set(whole ? first : program.kernels.map((kernel) => kernel.id));
+  }
+  return program.forwardKernels;
+};
+
 FG.groupTree = (program, name, showScalars) => {
   const graph = program[name];
   const small = FG.smallNodes(graph);

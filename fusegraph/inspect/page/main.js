@@ -117,7 +117,7 @@ FG.setUpTools = () => {
       ["map", "map"],
       ["reduce", "reduce"],
       ["contract", "contraction"],
-      ["gather", "gather, scatter"],
+      ["gather", "gather"],
       ["view", "view"],
     ]),
   );
@@ -187,7 +187,7 @@ FG.setUpSplits = () => {
 };
 
 FG.HELP = [
-  ["/", "search; arrows and Enter choose"],
+  ["/", "search; arrows and Enter choose, Shift + Enter asks why it was not merged with the selected one"],
   ["Esc", "close, or take the selection away"],
   ["arrows", "from node to node in a graph"],
   ["Enter", "select; on a module: open or close"],

@@ -24,10 +24,17 @@ FG.sourceRows = (file, program) => {
   return rows;
 };
 FG.sourceRow = (file, number, text, entry) => {
-  const kernels = entry ? [...entry.kernels].sort((a, b) => a - b) : [];
+  const forward = FG.forwardKernels(FG.program());
+  const order = (id) => (forward.has(id) ? id : 1e6 + id);
+  const kernels = entry ? [...entry.kernels].sort((a, b) => order(a) - order(b)) : [];
   const key = FG.lineKey(file, number);
   const badges = kernels.slice(0, 5).map((id) => {
     const badge = FG.badge(id);
+    badge.classList.toggle("back", !forward.has(id));
+    FG.withTip(
+      badge,
+      `k${id} ${FG.kernelTitle(FG.program().kernelById.get(id))}${forward.has(id) ? "" : "\ngradient or update"}`,
+    );
     badge.addEventListener("click", (event) => {
       event.stopPropagation();
       FG.select({ kind: "kernel", id });
@@ -80,7 +87,9 @@ FG.matches = (query) => {
       label,
       where,
       selection,
-      rank: (label.toLowerCase().startsWith(words[0]) ? 0 : 10) + { kernel: 0, line: 1, op: 2, buffer: 3 }[kind],
+      rank:
+        2 * ["line", "kernel", "op", "input", "buffer"].indexOf(kind) +
+        (label.toLowerCase().startsWith(words[0]) ? 0 : 1),
     });
   };
   for (const kernel of program.kernels)
@@ -103,7 +112,7 @@ FG.matches = (query) => {
   }
   for (const node of program[graph].nodes)
     add(
-      "op",
+      node.op === "input" ? "input" : "op",
       `${FG.nodeName(node)} #${node.id}`,
       [node.module, FG.shape(node.shape)].filter(Boolean).join("  "),
       `${FG.nodeName(node)} #${node.id} ${node.module} ${FG.place(node)}`,
@@ -130,11 +139,14 @@ FG.setUpSearch = () => {
     list.hidden = true;
     input.setAttribute("aria-expanded", "false");
   };
-  const choose = (i) => {
-    if (hits[i]) {
-      close();
-      FG.select(hits[i].selection);
-    }
+  const choose = (i, asks) => {
+    const canBeAsked = ({ selection }) => ["op", "kernel"].includes(selection.kind);
+    const hit = asks ? hits.slice(i).find(canBeAsked) : hits[i];
+    if (!hit) return;
+    close();
+    input.blur();
+    if (asks) FG.ask(hit.selection);
+    else FG.select(hit.selection);
   };
   const show = () => {
     hits = FG.matches(input.value).slice(0, 60);
@@ -151,7 +163,7 @@ FG.setUpSearch = () => {
                 role: "option",
                 onpointerdown: (event) => {
                   event.preventDefault();
-                  choose(i);
+                  choose(i, event.shiftKey);
                 },
               },
               FG.el("span", { class: "kind" }, hit.kind),
@@ -176,7 +188,7 @@ FG.setUpSearch = () => {
       at = (at + step + hits.length) % hits.length;
       mark();
     }
-    if (event.key === "Enter") choose(at);
+    if (event.key === "Enter") choose(at, event.shiftKey);
     if (event.key === "Escape") {
       event.stopPropagation();
       input.value = "";
