@@ -142,11 +142,13 @@ class Artifact:
 
     @cached_property
     def _optimised(self) -> tuple[Graph, PipelineLog]:
+        from fusegraph.inspect.narrate import tell_passes
         from fusegraph.passes import PipelineLog, run_pipeline
 
-        log = PipelineLog()
-        options = self.options
-        return run_pipeline(self.source, disable=_pass_names(options), exact=options.exact, log=log), log
+        log, options = PipelineLog(), self.options
+        graph = run_pipeline(self.source, disable=_pass_names(options), exact=options.exact, log=log)
+        tell_passes(graph, log)
+        return graph, log
 
     @property
     def graph(self) -> Graph:
@@ -161,9 +163,12 @@ class Artifact:
     @cached_property
     def fused(self) -> tuple[Program, FusionReport]:
         """The fused program, and what fusion says of it."""
+        from fusegraph.inspect.narrate import tell_fusion
         from fusegraph.passes.fuse import fuse
 
-        return fuse(self.graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
+        program, report = fuse(self.graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
+        tell_fusion(self.graph, report)
+        return program, report
 
     @cached_property
     def threads(self) -> list[int | str]:
@@ -283,6 +288,7 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
             )
             report = entry.blobs.get("report.json")
             return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True, report)
+    events.event("cache", f"{graph.name}: not in the disk cache ({key[:12]})")
     artifact = Artifact(graph, options, ReferenceExecutable(graph))
     code, layout = _generate(artifact)
     started = time.perf_counter()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from fusegraph import events
 from fusegraph.runtime.pool import BoundStep
 from fusegraph.runtime.threads import ThreadSetting, asked_threads, get_num_threads
 
@@ -108,6 +109,9 @@ class ThreadChoice:
             self._kept = winner
             self._kept_seconds = median(self._times[winner])
             self._in_trial = False
+            if events.wanted("threads"):
+                tried = ", ".join(f"{n}: {1e6 * min(t):.1f} us" for n, t in self._times.items())
+                events.event("threads", f"a step settles on {winner} thread(s) (fastest calls by count: {tried})")
             self._samples_left = RECHECK_SAMPLES
             self._slow = 0
             self._untimed = SAMPLE_EVERY - 1
