@@ -34,6 +34,7 @@ def test_what_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [run(tmp_path), run(tmp_path), run(tmp_path, target="sm_90")] == [False, True, True]
     assert [run(tmp_path, target="sm_80"), run(tmp_path, precision="tf32")] == [False, False]
     assert [run(tmp_path, capability=(8, 0)), run(tmp_path, exact=True)] == [True, False]
+    assert [run(tmp_path, fuse=False), run(tmp_path, verify=True)] == [False, True]
     monkeypatch.setattr("fusegraph.runtime.cuda.executable.toolchain", lambda: "another ptxas")
     assert not run(tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,8 @@ def _parts(artifact: Artifact) -> tuple[str, str, str]:
     """What the source of a step depends on, apart from its target."""
     from fusegraph.build import generator_digest
 
-    options = artifact.options
-    settings = repr((options.fuse, options.exact, options.disable, options.precision))
-    return repr(artifact.source.structure()), settings, generator_digest()
+    options = replace(artifact.options, target=None, verify=False)  # all others change what is compiled
+    return repr(artifact.source.structure()), repr(options), generator_digest()
 
 
 def check_target(target: str, device: Device) -> None:
