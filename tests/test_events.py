@@ -108,7 +108,11 @@ HEAVY = ("numba", "networkx", "rich", "matplotlib", "torch", "cuda", "argparse",
 
 
 def test_importing_is_light() -> None:
-    script = f"import sys, logging, fusegraph; print([m for m in {HEAVY!r} if m in sys.modules]); print(logging.getLogger('fusegraph').handlers, logging.root.handlers)"
+    script = f"""
+import sys, logging, fusegraph
+print([m for m in {HEAVY!r} if m in sys.modules])
+print(logging.getLogger('fusegraph').handlers, logging.root.handlers)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split("\n")[:2] == ["[]", "[] []"]
 
