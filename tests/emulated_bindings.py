@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from cuda.bindings import driver as real
@@ -16,6 +17,17 @@ from fusegraph.errors import DeviceError
 from tests.emulated_driver import EmulatedDriver, Misuse
 
 _STREAM, _CONTEXT = 0x77, 0x55
+_converted: set[tuple[Any, ...]] = set()
+
+
+@cache
+def _no_library() -> bool:
+    """Whether this machine has no NVIDIA driver: then the real functions can be called, and do nothing."""
+    try:
+        real.cuInit(0)
+    except Exception as error:
+        return "NotFound" in type(error).__name__
+    return False
 
 
 class EmulatedBindings:
@@ -37,7 +49,7 @@ class EmulatedBindings:
         def call(*given: Any) -> tuple[Any, ...]:
             if len(given) != count:
                 raise Misuse(f"{name} takes {count} arguments ({arguments}), {len(given)} were given")
-            self.used.add(name)
+            self._convert(found, name, given)
             handler: Callable[..., Any] = getattr(self, f"on_{name}")
             try:
                 result = handler(*given)
@@ -48,6 +60,19 @@ class EmulatedBindings:
 
         call.__name__ = name
         return call
+
+    def _convert(self, function: Callable[..., Any], name: str, given: tuple[Any, ...]) -> None:
+        """The real function takes arguments of these types: it fails for want of the driver's library, not before."""
+        self.used.add(name)
+        kinds = (name, *map(type, given))
+        if kinds in _converted or not _no_library():
+            return
+        _converted.add(kinds)
+        try:
+            function(*given)
+        except Exception as error:
+            if "NotFound" not in type(error).__name__:
+                raise Misuse(f"{name} does not take {given}: {error!r}") from error
 
     def _keep(self, handle: type, thing: Any) -> Any:
         number = 16 * (len(self._things) + 1)

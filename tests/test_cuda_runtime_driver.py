@@ -105,6 +105,18 @@ def test_a_driver_that_is_too_old_is_named(version: int) -> None:
         assert ("is for CUDA 12.8, and" in str(caught.value)) == (version < 13000)
 
 
+def test_arguments_that_the_real_functions_do_not_take_are_found() -> None:
+    from tests.emulated_bindings import EmulatedBindings, _no_library
+
+    if not _no_library():
+        pytest.skip("this machine has an NVIDIA driver: its functions are not called here")
+    driver = NvidiaDriver(EmulatedBindings(EmulatedDriver()))
+    with pytest.raises(Misuse, match="cuMemAlloc does not take"):
+        driver.alloc("512")  # type: ignore[arg-type]
+    with pytest.raises(Misuse, match="cuMemcpyDtoDAsync does not take"):
+        driver.copy(None, "here", 1)  # type: ignore[arg-type]
+
+
 def test_an_illegal_access_loses_the_device() -> None:
     from tests.emulated_bindings import EmulatedBindings
 

@@ -6,6 +6,7 @@ next. `using()` is the one way in: it holds the lock, and refuses a device that 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import threading
@@ -76,6 +77,7 @@ class Device:
         except DeviceError as error:
             if not error.out_of_memory:
                 raise
+        gc.collect()  # tensors and compiled functions that nobody can reach any more
         self._collect()
         self.trim()
         try:

@@ -171,6 +171,7 @@ class Call:
     def forget(self) -> None:
         """Let go of all arrays: the call is over."""
         self.arrays, self.made, self.staying, self.mirrors, self.copied = {}, {}, {}, {}, {}
+        del self.loaded  # which keeps this
 
     def results(self) -> list[Array]:
         """The outputs in the graph's order, each an array of its own."""

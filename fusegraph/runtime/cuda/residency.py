@@ -168,7 +168,7 @@ def run_on_device(version: Version, leaves: list[Any]) -> Any:
         return run(version, leaves)
     steady = version.steady
     if steady is not None:
-        result = steady.run(leaves, device)
+        result = steady.run(version, leaves, device)
         if result is not MISS:
             return result
         version.steady = None

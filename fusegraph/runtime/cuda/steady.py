@@ -46,7 +46,7 @@ class Steady:
     """See the module. `run(leaves)` gives the function's result, or MISS, and then has changed nothing."""
 
     def __init__(self, version: Version, loaded: LoadedStep, call: Call, count: int) -> None:
-        self._version, self._loaded, self._looks = version, loaded, looks.count
+        self._loaded, self._looks = loaded, looks.count
         self._key, self._arena = call.key, call.arena
         self._graph = loaded.graphs.graph_of(call.key)
         layout, blocks, slots = loaded.plan.layout, loaded.blocks, loaded.slots
@@ -60,7 +60,7 @@ class Steady:
         self._written = [version.captured[place - count] for place in version.written]
         self._guarded = bool(layout.guards or layout.checks)
 
-    def run(self, leaves: list[Any], device: Device) -> Any:
+    def run(self, version: Version, leaves: list[Any], device: Device) -> Any:
         """The call, if nothing stands against it. Raises IndexRangeError and DeviceError as any call does."""
         arrays = self._arrays(leaves)
         loaded = self._loaded
@@ -83,7 +83,7 @@ class Steady:
                 raise
             loaded.graphs.launches["graph"] += 1
             made = [Tensor._make(place.copy()) for place in self._results]
-        return self._wrap(made)
+        return self._wrap(version, made)
 
     def _arrays(self, leaves: list[Any]) -> list[Array] | None:
         """The arguments, if they are host arrays of the right form."""
@@ -104,8 +104,7 @@ class Steady:
                 return None
         return arrays
 
-    def _wrap(self, made: list[Tensor]) -> Any:
-        version = self._version
+    def _wrap(self, version: Version, made: list[Tensor]) -> Any:
         version.calls += 1
         version.used = now()
         for tensor in self._written:
