@@ -45,6 +45,16 @@ class Work:
 
 def in_batches(works: Sequence[Work]) -> list[list[Work]]:
     """`works` in an order that gives the same results, those together that one launch does."""
+    early = _earliest(works)
+    flat = [work for batch in early for work in batch]
+    late = [
+        batch[::-1] for batch in reversed(_earliest(flat[::-1]))
+    ]  # whether two wait for each other has no direction
+    return late if len(late) < len(early) else early
+
+
+def _earliest(works: Sequence[Work]) -> list[list[Work]]:
+    """Each work in the first batch that it may be in."""
     batches: list[list[Work]] = []
     for work in works:
         place = None

@@ -106,6 +106,11 @@ def _block_of(points: int) -> int:
 
 
 def _column_plan(loop: Loop, points: int, longest: int) -> NestPlan:
+    width = loop.space[-1].extent
+    if 1 < width <= 4 * WARP and length_is_ragged(width):
+        # eight rows of all columns side by side are whole sectors, however long a row is
+        rows = min(1024 // (SECTOR * width), max(longest // (4 * SECTOR), 1))
+        return NestPlan(loop, "column", points, SECTOR * max(rows, 1), width)
     teams = min(WARP, _power(points))
     team = min(1024 // teams, max(_power(longest) // 4, 2))
     while team > 2 and points * team > FEW_BLOCKS * 1024:

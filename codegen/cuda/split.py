@@ -88,12 +88,13 @@ class _Cutter:
 
     def cut(self) -> list[Loop]:
         """The loops, in order."""
-        for number, stage in enumerate(self.loop.stages):
+        stages = self.loop.stages if self.loop.points() > 1 else self._with_numbers_apart()
+        for number, stage in enumerate(stages):
             small = extent(stage_axes(stage)) <= _SMALL
             if small or (stage.reduces and self.parts == 1):
                 self.steps.append(stage)
                 continue
-            self._flush(self.loop.stages[number:])
+            self._flush(stages[number:])
             stage = self._with_values(stage)
             if stage.reduces:
                 self.steps.append(self._in_parts(stage))
@@ -132,17 +133,19 @@ class _Cutter:
         )  # keeps the coordinates in their bounds, where the mask fails
         places = unflatten_index(bounded, [axis.extent for axis in stage.reduce_axes])
         mapping = dict(zip(stage.reduce_axes, places, strict=True))
-        shape = tuple(axis.extent for axis in (*self.loop.space, part))
+        below = plan_nest(self.loop, self.buffers).kind == "column"  # neighbouring points stay neighbours
+        space = (part, *self.loop.space) if below else (*self.loop.space, part)
+        shape = tuple(axis.extent for axis in space)
         reduces, stores, again = [], [], []
         for reduce in stage.reduces:
             value = _masked(reduce, reduce.value.substitute(mapping), mask)
             temp = self._temp(reduce, shape)
-            index = (*self._point, Index.of(part))
+            index = tuple(map(Index.of, space))
             reduces.append(replace(reduce, value=value))
             stores.append(Store(temp, index, acc(reduce.name, reduce.dtype)))
             again.append(replace(reduce, value=load(temp, index, reduce.dtype)))
         first = Stage(reduce_axes=(inner,), reduces=tuple(reduces))
-        self._emit(self.loop.space + (part,), (first, Stage(stores=tuple(stores))))
+        self._emit(space, (first, Stage(stores=tuple(stores))))
         return Stage(reduce_axes=(part,), reduces=tuple(again))
 
     def _flush(self, later: tuple[Stage, ...]) -> None:
@@ -160,6 +163,31 @@ class _Cutter:
         self._emit(self.loop.space, (*stages, *([Stage(stores=tuple(stores))] if stores else [])))
         self.steps = []
 
+    def _with_numbers_apart(self) -> tuple[Stage, ...]:
+        """The stages; what every element of a large store would compute alike is a number that an early stage computes."""
+        stages, known = list(self.loop.stages), {}
+        earlier: dict[int, list[Store]] = {}
+        for place, stage in enumerate(stages):
+            if stage.reduces or extent(stage.axes) <= _SMALL:
+                continue
+            for number in _numbers(stage):
+                loaded = {e.attribute.buffer for e in walk([number]) if e.op == "load"}
+                writers = [i for i in range(place) if loaded & {store.buffer for store in stages[i].stores}]
+                first = writers[-1] + 1 if writers else 0
+                if any(e.op == "acc" for e in walk([number])):
+                    first = place
+                if (first, number) not in known:
+                    name = f"{self.loop.name}_number{len(self.buffers)}"
+                    self.buffers[name] = Buffer(name, (), number.dtype, "temp")
+                    known[first, number] = load(name, (), number.dtype)
+                    earlier.setdefault(first, []).append(Store(name, (), number))
+                stages[place] = _with(stages[place], number, known[first, number])
+        made: list[Stage] = []
+        for place, stage in enumerate(stages):
+            made += [Stage(stores=tuple(earlier[place]))] if place in earlier else []
+            made.append(stage)
+        return tuple(made)
+
     def _with_values(self, stage: Stage) -> Stage:
         """With loads instead of accumulators that an earlier loop has closed."""
 
@@ -172,6 +200,23 @@ class _Cutter:
         reduces = tuple(replace(r, value=v) for r, v in zip(stage.reduces, values, strict=False))
         stores = tuple(replace(s, value=v) for s, v in zip(stage.stores, values[len(reduces) :], strict=True))
         return replace(stage, reduces=reduces, stores=stores)
+
+
+def _numbers(stage: Stage) -> list[Expr]:
+    """The largest expressions that are the same for every element, other than constants, elements of memory and their casts."""
+    below = walk(stage.expressions())
+    parts = [arg for node in below if node.axes for arg in node.args if not arg.axes and arg.args]
+    return [e for e in dict.fromkeys(parts) if e.op != "cast" or e.args[0].args]
+
+
+def _with(stage: Stage, old: Expr, new: Expr) -> Stage:
+    """The stage with one expression in place of another."""
+
+    def chosen(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        return new if node is old else make(node.op, args, node.dtype, node.attribute)
+
+    values = rewrite(stage.expressions(), chosen)
+    return replace(stage, stores=tuple(replace(s, value=v) for s, v in zip(stage.stores, values, strict=True)))
 
 
 def _divisor(count: int, wanted: int) -> int:
