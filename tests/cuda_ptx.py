@@ -8,11 +8,14 @@ arguments, its block, the target, and the versions of the compilers.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib.util
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import Any
 from fusegraph.codegen.cuda.helpers import helpers_source
 from fusegraph.codegen.cuda.kernel import CudaKernel
 from fusegraph.codegen.cuda.step import CudaStep
-from fusegraph.runtime.cuda_compile import DEFAULT_TARGET, CudaModule
+from fusegraph.runtime.cuda_compile import DEFAULT_TARGET, CudaModule, capability
 
 UNUSED_AFTER = 7 * 24 * 3600  # seconds, after which a kernel that no test has asked for is removed from the folder
 
@@ -122,6 +125,35 @@ def kernel_key(step: CudaStep, kernel: CudaKernel, target: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
+@contextmanager
+def _for_more_targets(targets: Sequence[str], found: dict[str, str]) -> Iterator[None]:
+    """While a kernel is compiled: NVVM makes PTX of its LLVM IR for `targets` too. The way to LLVM IR is the slow part."""
+    from numba.cuda.codegen import CUDACodeLibrary
+
+    original = CUDACodeLibrary.get_asm_strs
+
+    def for_all(library: Any, cc: Any = None) -> list[str]:
+        for target in targets:
+            found[target] = "\n".join(original(library, cc=capability(target)))
+        return list(original(library, cc=cc))
+
+    CUDACodeLibrary.get_asm_strs = for_all
+    try:
+        yield
+    finally:
+        CUDACodeLibrary.get_asm_strs = original
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """No search for garbage while numba makes many small objects: a tenth of its time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class StepPtx:
     """The PTX of a step's kernels for one target, compiled where it is not known."""
 
@@ -129,15 +161,22 @@ class StepPtx:
         self.step, self.target = step, target
         self._module: CudaModule | None = None
 
-    def ptx(self, kernel: CudaKernel) -> str:
-        """The PTX of one kernel. Its entry may bear the name of another kernel with the same text."""
+    def ptx(self, kernel: CudaKernel, also: Sequence[str] = ()) -> str:
+        """The PTX of one kernel. Its entry may bear the name of another kernel with the same text.
+
+        also: other targets for which the same text will be asked for.
+        """
         key = kernel_key(self.step, kernel, self.target)
         text = STORE.get(key)
         if text is None:
             if self._module is None:
                 self._module = CudaModule(self.step, self.target)
-            text = self._module.ptx(kernel.name)
+            others: dict[str, str] = {}
+            with _for_more_targets(also, others), _without_collections():
+                text = self._module.ptx(kernel.name)
             STORE.put(key, text)
+            for target, other in others.items():
+                STORE.put(kernel_key(self.step, kernel, target), other)
         return text
 
 

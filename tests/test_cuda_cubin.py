@@ -1,34 +1,62 @@
-"""What ptxas makes of emitted kernels, without a GPU: spills, stack, registers."""
+"""What ptxas makes of the kernels of all example steps, without a GPU: spills, stack, registers, shared memory."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+import fusegraph as fg
+from benchmarks.models import MODELS, make_step
 from fusegraph.codegen.cuda.step import emit_step
-from fusegraph.ir.loops import Program
 from fusegraph.runtime import cuda_compile
-from fusegraph.runtime.cuda_compile import CudaModule, assemble, capability
-from tests.cuda_tools import mnist_artifact
+from fusegraph.runtime.cuda_compile import Resources, assemble, capability
+from tests.cuda_ptx import StepPtx
 
 pytestmark = pytest.mark.skipif(
     bool(cuda_compile.missing()) or cuda_compile.tool_folder() is None,
     reason=f"ptxas is not there: {cuda_compile.missing() or 'no nvidia-cuda-nvcc wheel'}",
 )
-CEILING = 64  # registers: a block of 1024 threads still fits
+TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100")
+REGISTER_FILE, STATIC_SHARED = 65536, 48 * 1024  # of a multiprocessor; of a block
+CEILING = {"product": 128, "other": 64}  # registers of a thread. These numbers may only fall.
 
 
-@pytest.fixture(scope="module")
-def mnist() -> Program:
-    """A training step."""
-    return mnist_artifact().fused[0]
+def needs_of(name: str, optimizer: str, targets: tuple[str, ...]) -> dict[tuple[str, str], tuple[Any, Resources]]:
+    """(target, kernel) -> the kernel and what it needs, of a model's training step at its usual batch size."""
+    training = make_step(name, optimizer=optimizer)
+    program = fg.compile(training.step, backend="reference").compiled_for(*next(training.batches(1))).artifact.fused[0]
+    steps = {target: emit_step(program, capability=capability(target)) for target in targets}
+    texts = {target: {kernel.source for kernel in step.kernels} for target, step in steps.items()}
+    found = {}
+    for target, step in steps.items():
+        ptx = StepPtx(step, target)
+        for kernel in step.kernels:
+            also = [other for other in targets if kernel.source in texts[other]]
+            found[target, kernel.name] = kernel, assemble(ptx.ptx(kernel, also), target)[1]
+    return found
 
 
-@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90", "sm_100"])
-def test_mnist_step(mnist: Program, target: str) -> None:
-    step = emit_step(mnist, capability=capability(target))
-    module = CudaModule(step, target)
-    for kernel in step.kernels:
-        _, needs = assemble(module.ptx(kernel.name), target)
-        assert (needs.spills, needs.stack) == (0, 0), kernel.name
-        assert 0 < needs.registers <= CEILING, kernel.name
-        assert needs.shared == kernel.shared_bytes, kernel.name
+def check(found: dict[tuple[str, str], tuple[Any, Resources]]) -> None:
+    """Nothing is spilled, and enough blocks fit on a multiprocessor."""
+    problems = []
+    for (target, name), (kernel, needs) in found.items():
+        kind = "product" if "outputs a block" in kernel.how else "other"
+        if needs.spills or needs.stack:
+            problems.append(f"{target} {name}: {needs.spills} bytes spilled, {needs.stack} bytes of stack")
+        if not 0 < needs.registers <= CEILING[kind] or needs.registers * kernel.threads > REGISTER_FILE:
+            problems.append(f"{target} {name} ({kernel.how}): {needs.registers} registers, {kernel.threads} threads")
+        if needs.shared != kernel.shared_bytes or needs.shared > STATIC_SHARED:
+            problems.append(f"{target} {name}: {needs.shared} bytes of shared memory, not {kernel.shared_bytes}")
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_training_step(name: str) -> None:
+    """Forward, backward and update with momentum, for every generation of cards."""
+    check(needs_of(name, "sgd", TARGETS))
+
+
+@pytest.mark.parametrize("name", ["lenet", "transformer"])
+def test_training_step_with_adam(name: str) -> None:
+    check(needs_of(name, "adam", ("sm_90",)))
