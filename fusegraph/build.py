@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fusegraph.ir.loops import Program
     from fusegraph.passes import PipelineLog
     from fusegraph.passes.fuse import FusionReport
+    from fusegraph.passes.pipeline_log import Origin
     from fusegraph.runtime.executable import StepLayout
 
 Array = np.ndarray[Any, Any]
@@ -121,6 +122,7 @@ class Artifact:
 
     stored_report  the report that lay beside the code (see fusegraph.inspect.report)
     shared         for each kernel, whether threads share it; None: found out when asked for
+    origin         the traced graph that `source` was cut from; None: `source` is as it was traced
     """
 
     source: Graph
@@ -130,25 +132,21 @@ class Artifact:
     from_cache: bool = False
     stored_report: bytes | None = None
     shared: tuple[bool, ...] | None = None
+    origin: Origin | None = None
 
     @cached_property
     def stages(self) -> list[tuple[str, Graph]]:
         """The graph after each pass that was run, by name."""
-        from fusegraph.passes import run_pipeline
-
-        record: list[tuple[str, Graph]] = []
-        run_pipeline(self.source, disable=_pass_names(self.options), record=record, exact=self.options.exact)
-        return record
+        return stages_of(self.source, self.options)
 
     @cached_property
     def _optimised(self) -> tuple[Graph, PipelineLog]:
-        from fusegraph.inspect.narrate import tell_passes
-        from fusegraph.passes import PipelineLog, run_pipeline
+        return optimised(self.source, self.options)
 
-        log, options = PipelineLog(), self.options
-        graph = run_pipeline(self.source, disable=_pass_names(options), exact=options.exact, log=log)
-        tell_passes(graph, log)
-        return graph, log
+    @property
+    def traced(self) -> Graph:
+        """The graph as it was traced: of a model, forward and gradients in one."""
+        return self.source if self.origin is None else self.origin.graph
 
     @property
     def graph(self) -> Graph:
@@ -183,7 +181,7 @@ class Artifact:
         """The report of this program as plain data: from beside the code in the disk cache, if it names this program's lines."""
         from fusegraph.inspect.report import decode, program_report
 
-        found = decode(self.stored_report, self.source) if self.stored_report is not None else None
+        found = decode(self.stored_report, self.traced) if self.stored_report is not None else None
         if found is None:
             return program_report(self)
         return found | {"from_cache": True, "seconds": found["seconds"] | self.seconds}
@@ -206,26 +204,41 @@ def _pass_names(options: Options) -> tuple[str, ...]:
     return (*unfit, *(name for name in options.disable if name != "fuse"))
 
 
-def optimised(graph: Graph, options: Options) -> Graph:
-    """The graph after the passes."""
+def optimised(graph: Graph, options: Options) -> tuple[Graph, PipelineLog]:
+    """The graph after the passes, and what they did."""
+    from fusegraph.inspect.narrate import tell_passes
+    from fusegraph.passes import PipelineLog, run_pipeline
+
+    log = PipelineLog()
+    after = run_pipeline(graph, disable=_pass_names(options), exact=options.exact, log=log)
+    tell_passes(graph, log)
+    return after, log
+
+
+def stages_of(graph: Graph, options: Options) -> list[tuple[str, Graph]]:
+    """(name, graph after it) of each pass that changes something."""
     from fusegraph.passes import run_pipeline
 
-    return run_pipeline(graph, disable=_pass_names(options), exact=options.exact)
+    record: list[tuple[str, Graph]] = []
+    run_pipeline(graph, disable=_pass_names(options), record=record, exact=options.exact)
+    return record
 
 
-def build(graph: Graph, options: Options) -> Artifact:
-    """Compile `graph`. Raises OptionError for an unknown pass in `disable`, UnsupportedError for a missing backend."""
+def build(graph: Graph, options: Options, origin: Origin | None = None) -> Artifact:
+    """Compile `graph`. origin: for reports, what it was cut from.
+
+    Raises OptionError for an unknown pass in `disable`, UnsupportedError for a missing backend.
+    """
+    artifact = Artifact(graph, options, ReferenceExecutable(graph), origin=origin)
     if options.backend == "reference":
-        return Artifact(graph, options, ReferenceExecutable(graph))
+        return artifact
     if options.backend == "cpu":
-        return _build_native(graph, options)
+        return _build_native(artifact)
     if options.backend == "cuda":
         from fusegraph.runtime.cuda import CudaExecutable
 
-        artifact = Artifact(graph, options, ReferenceExecutable(graph))
         artifact.executable = CudaExecutable(artifact, options.target)
         return artifact
-    artifact = Artifact(graph, options, ReferenceExecutable(graph))
     program, _ = artifact.fused
     from fusegraph.runtime import numba_backend
 
@@ -269,9 +282,10 @@ def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
     return cache, cache.key("step", text, repr(chosen), generator_digest())
 
 
-def _build_native(graph: Graph, options: Options) -> Artifact:
+def _build_native(artifact: Artifact) -> Artifact:
     from fusegraph.runtime.executable import NativeStep, StepLayout
 
+    graph, options = artifact.source, artifact.options
     start = time.perf_counter()
     shapes = [node.shape for node in graph.outputs]
     cache, key = _cache_key(graph, options)
@@ -286,10 +300,11 @@ def _build_native(graph: Graph, options: Options) -> Artifact:
             events.event(
                 "cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms"
             )
-            report = entry.blobs.get("report.json")
-            return Artifact(graph, options, step, {"load": time.perf_counter() - start}, True, report)
+            artifact.executable, artifact.from_cache = step, True
+            artifact.seconds["load"] = time.perf_counter() - start
+            artifact.stored_report = entry.blobs.get("report.json")
+            return artifact
     events.event("cache", f"{graph.name}: not in the disk cache ({key[:12]})")
-    artifact = Artifact(graph, options, ReferenceExecutable(graph))
     code, layout = _generate(artifact)
     started = time.perf_counter()
     artifact.executable = NativeStep(code, layout, shapes)
@@ -309,7 +324,7 @@ def _report(artifact: Artifact) -> bytes:
     """What lies beside the code in the disk cache, for `explain` in processes that do not compile."""
     from fusegraph.inspect.report import encode, program_report
 
-    return encode(program_report(artifact), artifact.source)
+    return encode(program_report(artifact), artifact.traced)
 
 
 def step_code(artifact: Artifact, clock: str | None = None) -> Any:

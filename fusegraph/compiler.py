@@ -248,8 +248,9 @@ class Compiled:
         backward = None
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
-            backward = build(backward_graph, self._options)
-        artifact = build(graph, self._options)
+            origins = joint.origins or (None, None)
+            backward = build(backward_graph, self._options, origins[1])
+        artifact = build(graph, self._options, joint.origins[0] if joint is not None and joint.origins else None)
         if self._options.fuse == "require":
             from fusegraph.inspect.require import require_fused
 

@@ -19,6 +19,7 @@ from fusegraph.ir.primitives import PRIMITIVES
 
 if TYPE_CHECKING:
     from fusegraph.build import Options
+    from fusegraph.passes.pipeline_log import Origin
     from fusegraph.tensor import Tensor
     from fusegraph.version import Version
 
@@ -33,6 +34,7 @@ class Joint:
     targets    what gets a gradient: argument symbols and captured tensors; gradients: their nodes
     outputs    nodes of the function's own results
     saved      forward values that the forward program gives besides; passed: forward inputs that the backward reads again
+    origins    for reports, what the forward and the backward program were cut from
     overwritten  inputs that the forward program overwrites and its outputs depend on (the counter of random numbers, say)
     """
 
@@ -45,6 +47,7 @@ class Joint:
     passed: list[int] = field(default_factory=list)
     overwritten: list[int] = field(default_factory=list)
     source: Graph | None = None
+    origins: tuple[Origin, Origin] | None = None
 
     @property
     def count(self) -> int:
@@ -118,10 +121,11 @@ def _apply(node: Node, operands: list[Any], anchors: list[Any]) -> Any:
 def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, Joint, Graph]:
     """(forward graph with the kept values among its outputs, the finished joint, backward graph)."""
     from fusegraph.build import optimised
+    from fusegraph.passes.pipeline_log import Origin, PipelineLog
 
     whole = Graph(forward.name, forward.inputs, (*forward.outputs, *joint.gradients), forward.updates)
     whole = _with_all_inputs(whole, joint.seeds)
-    after = whole if options.backend == "reference" else optimised(whole, options)
+    after, log = (whole, PipelineLog()) if options.backend == "reference" else optimised(whole, options)
     outputs = list(after.outputs[: len(forward.outputs)])
     gradients = list(after.outputs[len(forward.outputs) :])
     seeds = list(after.inputs[len(after.inputs) - len(joint.seeds) :])
@@ -137,6 +141,8 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
     )
     needed = topological_order(source.outputs)
     overwritten = [source.inputs.index(old) for old, _ in source.updates if old in needed]
+    links: dict[Node, Node] = {}
+    backward = _backward_graph(after, gradients, passed, saved, seeds, late, links)
     done = Joint(
         joint.roots,
         seeds,
@@ -147,9 +153,10 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
         [inputs.index(node) for node in passed],
         overwritten,
         source,
+        (Origin(whole, log, after), Origin(whole, log, after, links)),
     )
     front = Graph(forward.name, inputs, (*outputs, *saved), after.updates)
-    return front, done, _backward_graph(after, gradients, passed, saved, seeds, late)
+    return front, done, backward
 
 
 def _with_all_inputs(graph: Graph, seeds: list[Node]) -> Graph:
@@ -212,10 +219,16 @@ def _base(node: Node) -> Node:
 
 
 def _backward_graph(
-    graph: Graph, gradients: list[Node], passed: list[Node], saved: list[Node], seeds: list[Node], late: set[Node]
+    graph: Graph,
+    gradients: list[Node],
+    passed: list[Node],
+    saved: list[Node],
+    seeds: list[Node],
+    late: set[Node],
+    new: dict[Node, Node],
 ) -> Graph:
+    """The graph of the gradients. new: gets what has become of each node of `graph`."""
     builder = GraphBuilder()
-    new: dict[Node, Node] = {}
     for prefix, nodes in (("", passed), ("saved_", saved), ("", seeds)):
         for number, node in enumerate(nodes):
             name = node.name if not prefix else f"{prefix}{number}_{node.name or node.op}"

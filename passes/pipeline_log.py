@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from fusegraph.ir.graph import Node
+from fusegraph.ir.graph import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,32 @@ class PipelineLog:
             yield node
             seen.add(node)
             node = self.became.get(node, node)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The graph that a program was cut from (a model's forward and gradients in one).
+
+    graph   as it was traced
+    log     what passes have done to it
+    after   as it was then, and was cut
+    links   which node of `after` became which of the program (one that is not among them stayed itself)
+    """
+
+    graph: Graph
+    log: PipelineLog
+    after: Graph
+    links: dict[Node, Node] = field(default_factory=dict)
+
+    @cached_property
+    def _kept(self) -> frozenset[Node]:
+        return frozenset(self.after.nodes)
+
+    def survives(self, node: Node) -> bool:
+        """Whether a traced node, or what replaced it, was there when the graph was cut."""
+        return any(other in self._kept for other in self.log.successors(node))
+
+    def successors(self, node: Node) -> Iterator[Node]:
+        """What stands in a traced node's place in the program that was cut out."""
+        for other in self.log.successors(node):
+            yield self.links.get(other, other)

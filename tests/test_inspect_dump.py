@@ -90,6 +90,9 @@ def test_a_model_has_files_for_forward_and_backward(tmp_path: Path) -> None:
     for phase in ("forward", "backward"):
         assert f"{phase}-00-op-graph.txt" in names
         assert any(name.startswith(f"kernels/{phase}-k0_") for name in names)
+    assert "joint-00-op-graph.txt" in names and any(name.startswith("joint-02-after-") for name in names)
+    traced = parse((tmp_path / "joint-00-op-graph.txt").read_text())
+    assert {"grad_output_0"} <= {node.name for node in traced.inputs}
 
 
 def test_a_dump_leaves_other_files_alone_and_writes_the_same_twice(tmp_path: Path) -> None:

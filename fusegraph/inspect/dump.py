@@ -9,7 +9,7 @@
     kernels/k0_....txt .py .ll .s .ptx   the same, kernel by kernel
     report.json, explain.txt, explain.md, index.html
 
-With two programs (a model's forward and backward) the names of both begin with `forward-` and `backward-`.
+A model is two programs, and the names begin with `forward-` and `backward-`; `joint-` is the graph before it was cut in two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusegraph.build import Artifact, step_code
+from fusegraph.build import Artifact, stages_of, step_code
 from fusegraph.errors import OptionError
 from fusegraph.inspect.dot import graph_dot, program_dot
 from fusegraph.inspect.explain import Explanation
@@ -54,6 +54,8 @@ def _written(path: Path, text: str) -> Path:
 def _files(artifacts: Sequence[Artifact], explanation: Explanation) -> Iterator[tuple[str, str]]:
     """(name in the folder, text) of every file."""
     texts: list[Texts] = []
+    for place, (name, text) in enumerate(_joint_stages(artifacts[0])):
+        yield f"joint-{place:02}-{name}", text
     for number, artifact in enumerate(artifacts):
         prefix = "" if len(artifacts) == 1 else ("forward-", "backward-")[number]
         for place, (name, text) in enumerate(_stages(artifact)):
@@ -88,6 +90,15 @@ def sources_of(report: Report) -> dict[str, list[str]]:
     }
     found = {file: [line.rstrip("\n") for line in linecache.getlines(file)] for file in files}
     return {file: lines for file, lines in found.items() if lines}
+
+
+def _joint_stages(artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """Of a model: the graph of forward and gradients in one, after each pass, until it is cut in two."""
+    if artifact.origin is not None:
+        yield "op-graph.txt", f"{artifact.traced}\n"
+        yield "op-graph.dot", graph_dot(artifact.traced)
+        for name, graph in stages_of(artifact.traced, artifact.options):
+            yield f"after-{name}.txt", f"{graph}\n"
 
 
 def _stages(artifact: Artifact) -> Iterator[tuple[str, str]]:

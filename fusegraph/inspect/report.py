@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusegraph.inspect.cost import (
@@ -41,13 +42,23 @@ _UNTIMED = {
 
 
 def program_report(artifact: Artifact) -> Report:
-    """The report of one program (see docs/report.md for every field)."""
+    """The report of one program. Nodes and kernels are named by their numbers, sizes are in bytes, times in nanoseconds or seconds.
+
+    signature                what the program reads
+    graph, optimised         the graph as it was traced, and as it was fused: nodes with the user's lines and with their kernels
+    passes, rewrites         what the passes did, in order; which rules fired, how often
+    kernels, edges           what runs, in order, with its operations, traffic and times; what goes from one kernel to another
+    memory                   every buffer: its place in the arena, first and last kernel
+    refusals                 fusions that were refused, dearest first, by which rule
+    totals, seconds          sums over kernels; time of each stage of the compilation
+    """
     source, graph, (program, fusion) = artifact.source, artifact.graph, artifact.fused
     numbers = {node: number for number, node in enumerate(graph.nodes)}
     computed = _kernels_of_nodes(program, fusion)
     kernels = _kernels(artifact, program, fusion, numbers)
-    traced = {node: _kernels_of_traced(node, artifact.log, computed) for node in source.nodes}
-    _add_by_line(traced, graph, computed)
+    traced = {node: _kernels_of_traced(node, artifact, computed) for node in artifact.traced.nodes}
+    logs = [artifact.log] if artifact.origin is None else [artifact.origin.log, artifact.log]
+    _add_by_line(traced, artifact, computed)
     return {
         "name": program.name,
         "phase": "step",
@@ -55,12 +66,12 @@ def program_report(artifact: Artifact) -> Report:
         "signature": [
             {"name": node.name, "shape": list(node.shape), "dtype": node.dtype.name} for node in source.inputs
         ],
-        "graph": graph_report(source, traced),
+        "graph": graph_report(artifact.traced, traced),
         "optimised": graph_report(graph, computed),
-        "passes": [dict(vars(run)) for run in artifact.log.runs],
+        "passes": [dict(vars(run)) for log in logs for run in log.runs],
         "rewrites": [
             {"rule": name, "count": count, "text": text.strip().partition("\n")[0]}
-            for (name, text), count in sorted(artifact.log.fired.items(), key=lambda item: (-item[1], item[0]))
+            for (name, text), count in sorted(_fired(logs).items(), key=lambda item: (-item[1], item[0]))
         ],
         "kernels": kernels,
         "edges": _edges(program),
@@ -123,21 +134,44 @@ def _is_computed(node: Node) -> bool:
     return node.op not in ("input", "constant") and PRIMITIVES[node.op].kind != "view"
 
 
-def _kernels_of_traced(node: Node, log: PipelineLog, computed: Mapping[Node, list[int]]) -> list[int]:
+def _fired(logs: Sequence[PipelineLog]) -> Counter[tuple[str, str]]:
+    """How often each rule changed a node."""
+    total: Counter[tuple[str, str]] = Counter()
+    for log in logs:
+        total.update(log.fired)
+    return total
+
+
+def _kernels_of_traced(node: Node, artifact: Artifact, computed: Mapping[Node, list[int]]) -> list[int]:
     """Which kernels compute what the rewrites have made of a traced node."""
     if not _is_computed(node):
         return []
-    return next((computed[other] for other in log.successors(node) if other in computed), [])
+    return next((computed[other] for other in _became(node, artifact) if other in computed), [])
 
 
-def _add_by_line(traced: dict[Node, list[int]], graph: Graph, computed: Mapping[Node, list[int]]) -> None:
-    """A node that rules took to pieces is looked for among the operations of its own line and module."""
+def _became(node: Node, artifact: Artifact) -> Iterator[Node]:
+    """`node`, and what stands in its place after each rewrite; where that is a view at last, also what it is a view of."""
+    last: Node | None = node
+    while last is not None:
+        cut = (last,) if artifact.origin is None else artifact.origin.successors(last)
+        for part in cut:
+            for last in artifact.log.successors(part):
+                yield last
+        last = last.inputs[0] if not _is_computed(last) and len(last.inputs) == 1 else None
+
+
+def _add_by_line(traced: dict[Node, list[int]], artifact: Artifact, computed: Mapping[Node, list[int]]) -> None:
+    """A node that rules took to pieces is looked for among the operations of its own line and module.
+
+    One that is whole, and missing, is in the other program.
+    """
     by_line: dict[Any, set[int]] = {}
-    for node in graph.nodes:
+    origin = artifact.origin
+    for node in artifact.graph.nodes:
         if node.location.file:
             by_line.setdefault(node.location, set()).update(computed.get(node, ()))
     for node, kernels in traced.items():
-        if not kernels and _is_computed(node):
+        if not kernels and _is_computed(node) and (origin is None or not origin.survives(node)):
             traced[node] = sorted(by_line.get(node.location, ()))
 
 
@@ -249,7 +283,7 @@ def _refusal(refusal: Refusal, numbers: Mapping[Node, int]) -> Report:
 
 def places_digest(graph: Graph) -> str:
     """A digest of the places in the user's program that a graph's nodes come from."""
-    text = ";".join(f"{node.location}@{node.location.region}" for node in graph.nodes)
+    text = ";".join(f"{node.op} {node.location}@{node.location.region}" for node in graph.nodes)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
