@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 
 from fusegraph.codegen.cuda.contract_layout import Layout
-from fusegraph.codegen.cuda.contract_operand import Operand
+from fusegraph.codegen.cuda.contract_operand import Operand, join
 from fusegraph.codegen.cuda.contract_plan import Factor
 from fusegraph.codegen.cuda.contract_writer import ContractWriter
 from fusegraph.codegen.cuda.nest_plan import VECTOR
+from fusegraph.codegen.python_layout import line_width
 from fusegraph.codegen.python_text import AND
 
 
@@ -50,7 +51,7 @@ class StagedCopy(Operand):
         """Where in the registers the present chunk's element is."""
         if self.factor.vector == 1:
             return "part" if self.rounds > 1 else "0"
-        return f"part * {VECTOR} + {lane}" if self.rounds > 1 else str(lane)
+        return join(f"part * {VECTOR}", "" if lane == 0 else str(lane)) if self.rounds > 1 else str(lane)
 
     def _quad(self) -> str:
         return ", ".join(f"{self.next}[{self._register(lane)}]" for lane in range(VECTOR))
@@ -61,7 +62,10 @@ class StagedCopy(Operand):
         if self.factor.vector == 1:
             writer.line(f"{self.next}[{self._register(0)}] = {buffer}[{self.source()}]")
         else:
-            writer.line(f"{self._quad()} = load4({buffer}, {self.source()})")
+            value = f"load4({buffer}, {self.source()})"
+            text = f"{self._quad()} = {value}"
+            fits = len(text) <= line_width(len(writer.blocks) - 1)
+            writer.line(text if fits else f"(\n    {self._quad()},\n) = {value}")
 
     def _clear(self) -> None:
         writer = self.writer

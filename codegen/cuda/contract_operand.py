@@ -121,7 +121,7 @@ class Operand:
         """Where the present round's chunk goes, in part `buffer` of the shared array."""
         k, outer = self.unit_k * self.layout.k_step, self.unit_outer * self.layout.outer_step
         steps = (k, outer) if self.factor.along == "sums" else (outer, k)
-        return _sum(self.to, str(buffer * self.layout.size or ""), self.shift(*steps))
+        return join(self.to, str(buffer * self.layout.size or ""), self.shift(*steps))
 
     def source(self) -> str:
         """The number of the present round's element, where the operand walks."""
@@ -138,9 +138,9 @@ class Operand:
             if self.factor.along == "sums"
             else (self.shift(0, 1), self.shift(1, 0))
         )
-        k = _sum(self.k.name, start, _nonzero(k_shift))
+        k = join(self.k.name, start, _nonzero(k_shift))
         return self._variable(k, self.k, "k"), self._variable(
-            _sum(self.at.name, _nonzero(outer_shift)), self.at, "outer"
+            join(self.at.name, _nonzero(outer_shift)), self.at, "outer"
         )
 
     def _variable(self, text: str, plain: Axis, name: str) -> Axis:
@@ -176,7 +176,8 @@ def _times(text: str, factor: int) -> str:
     return f"{text} * {factor}" if text.isidentifier() or "+" not in text else f"({text}) * {factor}"
 
 
-def _sum(*parts: str) -> str:
+def join(*parts: str) -> str:
+    """The sum of those that are not empty."""
     return " + ".join(part for part in parts if part)
 
 
