@@ -171,4 +171,25 @@ FG.refusalTable = (refusals) =>
       ),
     ),
   );
+// The same in a narrow column.
+FG.refusalCards = (refusals) =>
+  refusals.map((refusal) =>
+    FG.pressable(
+      FG.el(
+        "div",
+        { class: "refusal", tabindex: 0, role: "button" },
+        FG.el(
+          "div",
+          { class: "chips" },
+          refusal.from.slice(0, 2).map(FG.badge),
+          `${refusal.producer} → ${refusal.consumer}`,
+          refusal.to.slice(0, 2).map(FG.badge),
+          FG.el("span", { class: "spacer" }),
+          FG.el("span", { class: "muted mono" }, FG.bytes(refusal.bytes)),
+        ),
+        FG.el("div", { class: "muted" }, FG.sentence(refusal.rule)),
+      ),
+      () => FG.select({ kind: "why", refusal: refusal.number }),
+    ),
+  );
 FG.badge = (id) => FG.el("span", { class: "badge", style: { "--k": FG.kernelColour(id) } }, `k${id}`);

@@ -33,7 +33,7 @@ FG.bytes = (count) => {
 };
 FG.time = (ns) => {
   if (ns === null || ns === undefined) return "not measured";
-  if (ns < 1000) return `${ns.toFixed(0)} ns`;
+  if (ns < 1000) return `${ns.toFixed(ns < 10 ? 1 : 0)} ns`;
   return ns < 1e6 ? `${(ns / 1e3).toFixed(1)} µs` : `${(ns / 1e6).toFixed(2)} ms`;
 };
 FG.flops = (count) =>

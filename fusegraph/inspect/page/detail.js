@@ -157,7 +157,7 @@ FG.kernelDetail = ({ id }) => {
     ...FG.section("Writes", FG.chips(kernel.writes.map((part) => FG.bufferChip(part.buffer, part.bytes)))),
     ...FG.section(
       `Not fused with (${refusals.length})`,
-      refusals.length ? FG.refusalTable(refusals.slice(0, 12)) : null,
+      refusals.length ? FG.refusalCards(refusals.slice(0, 12)) : null,
     ),
   ];
 };
@@ -191,7 +191,12 @@ FG.snippet = (key, around = 2) => {
           FG.highlight(text[number], "python"),
         ),
       );
-  return FG.el("div", {}, head, FG.el("div", { class: "code" }, FG.el("pre", {}, rows)));
+  return FG.el(
+    "div",
+    {},
+    head,
+    FG.el("div", { class: "code", tabindex: 0, "aria-label": "Source lines" }, FG.el("pre", {}, rows)),
+  );
 };
 
 FG.CODES = [

@@ -33,11 +33,14 @@ FG.timePanel = () => {
   const { kernels } = FG.program();
   const timed = FG.timed();
   const measured = timed === "measured";
-  const most = Math.max(1, ...kernels.map((kernel) => Math.max(FG.weight(kernel), timed ? (kernel.floor_ns ?? 0) : 0)));
+  const most = Math.max(
+    Number.MIN_VALUE,
+    ...kernels.map((kernel) => Math.max(FG.weight(kernel), timed ? (kernel.floor_ns ?? 0) : 0)),
+  );
   const total = kernels.reduce((sum, kernel) => sum + FG.weight(kernel), 0);
   const what = measured ? "measured (mark: estimate)" : timed ? "estimate" : "bytes moved (no time is known)";
   const heads = [
-    "",
+    "k",
     "kernel",
     what,
     "time",

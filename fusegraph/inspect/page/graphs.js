@@ -66,18 +66,16 @@ FG.leafElement = (leaf) => {
         .join(", "),
     },
     FG.svg("rect", { class: "box", width: leaf.w, height: leaf.h, rx: pill ? leaf.h / 2 : 6, fill, style: { fill } }),
-    node.kernels
-      .slice(0, 3)
-      .map((id, i) =>
-        FG.svg("rect", {
-          x: 2 + 4 * i,
-          y: 6,
-          width: 3,
-          height: leaf.h - 12,
-          rx: 1.5,
-          style: { fill: FG.kernelColour(id), stroke: "none" },
-        }),
-      ),
+    node.kernels.slice(0, 3).map((id, i) =>
+      FG.svg("rect", {
+        x: 2 + 4 * i,
+        y: 6,
+        width: 3,
+        height: leaf.h - 12,
+        rx: 1.5,
+        style: { fill: FG.kernelColour(id), stroke: "none" },
+      }),
+    ),
     FG.svg("text", { class: "name", x: leaf.w / 2, y: pill ? 13 : 14.5, "text-anchor": "middle" }, title),
     pill ? null : FG.svg("text", { class: "sub", x: leaf.w / 2, y: 27, "text-anchor": "middle" }, FG.shape(node.shape)),
   );
@@ -214,7 +212,7 @@ FG.drawKernels = () => {
     { nodesep: 14, ranksep: 30, edgesep: 8 },
   );
   const byKey = new Map(boxes.map((box) => [box.key, box]));
-  const most = Math.max(1, ...program.kernels.map(FG.weight));
+  const most = Math.max(Number.MIN_VALUE, ...program.kernels.map(FG.weight));
   FG.kernelEdges = [];
   const ends = (key) => key.split(">").map((id) => byKey.get(id));
   const paths = [...flows].flatMap(([key, edges]) =>
@@ -240,7 +238,7 @@ FG.drawKernels = () => {
   );
   FG.kernelCanvas.fit();
   FG.byId("fused-count").textContent =
-    `${program.kernels.length} kernels, ${FG.bytes(program.edges.reduce((sum, edge) => sum + edge.bytes, 0))} between them`;
+    `${program.kernels.length} kernel${program.kernels.length === 1 ? "" : "s"}, ${FG.bytes(program.edges.reduce((sum, edge) => sum + edge.bytes, 0))} between them`;
   FG.markKernels();
 };
 

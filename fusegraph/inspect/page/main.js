@@ -155,9 +155,20 @@ FG.setUpSplits = () => {
     Math.min(name === "dock" ? innerHeight - 320 : innerWidth * 0.6, Math.max(name === "dock" ? 70 : 200, value));
   for (const split of document.querySelectorAll(".split")) {
     const name = split.dataset.split;
+    const tell = () => {
+      const most = name === "dock" ? innerHeight - 320 : innerWidth * 0.6;
+      for (const [key, value] of [
+        ["now", size(name)],
+        ["min", name === "dock" ? 70 : 200],
+        ["max", most],
+      ])
+        split.setAttribute(`aria-value${key}`, String(Math.round(value)));
+    };
+    tell();
     const change = (delta) => {
       set(name, limit(name, size(name) + (name === "left" ? delta : -delta)));
       if (name === "dock" && FG.state.dock === "memory") FG.showDock();
+      tell();
     };
     split.addEventListener("pointerdown", (event) => {
       split.setPointerCapture(event.pointerId);

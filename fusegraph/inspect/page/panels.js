@@ -4,7 +4,7 @@ FG.showSource = () => {
   const view = FG.byId("source-view");
   const program = FG.program();
   const files = FG.unique([...program.lines.values()].map((entry) => entry.file));
-  const parts = files.map((file) => [FG.el("h3", { title: file }, FG.base(file)), FG.sourceRows(file, program)]);
+  const parts = files.map((file) => [FG.el("h2", { title: file }, FG.base(file)), FG.sourceRows(file, program)]);
   view.replaceChildren(
     ...(files.length ? parts.flat(2) : [FG.el("p", { class: "muted" }, "The operations carry no source lines.")]),
   );
