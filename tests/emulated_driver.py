@@ -11,6 +11,7 @@ import ctypes
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,20 @@ class Block:
         self.address = int(self.bytes.ctypes.data)
 
 
+@lru_cache(maxsize=1024)
+def parsed(text: str) -> Any:
+    """A PtxKernel: parsed once, launched often."""
+    from tests.ptx import PtxKernel
+
+    return PtxKernel(text)
+
+
 class Kernel:
     """A loaded kernel."""
 
     def __init__(self, text: str, entry: str) -> None:
-        from tests.ptx import PtxKernel
-
-        self.entry, self.code, self.live = entry, PtxKernel(text), True
+        self.entry, self.live = entry, True
+        self.code = parsed(text)
         self.cell = _smallest_access(self.code)
 
 
