@@ -13,6 +13,7 @@ from fusegraph.ir.scalar import Expr
 
 __all__ = ["NOUNS", "infix", "operation_text", "typed"]
 
+_HELPERS = ("relu", "sigmoid", "floordiv", "mod", "shift_left", "shift_right")
 _NUMPY = {
     "abs": "abs", "sign": "sign", "floor": "floor", "ceil": "ceil", "round": "rint", "exp": "exp", "expm1": "expm1",
     "log": "log", "log1p": "log1p", "sqrt": "sqrt", "tanh": "tanh", "sin": "sin", "cos": "cos", "isnan": "isnan",
@@ -39,7 +40,7 @@ NUMPY = Target(
     widens=_is_narrow,
     functions={op: f"np.{name}({{0}})" for op, name in _NUMPY.items()}
     | {"maximum": "np.maximum({0}, {1})", "minimum": "np.minimum({0}, {1})", "erf": "np.{dtype}(math.erf({0}))"},
-    helpers=frozenset({"relu", "sigmoid", "floordiv", "mod", "shift_left", "shift_right"}),
+    helpers={op: op for op in _HELPERS},
     helper_name=helper_name,
     operand=_int64,
     compared=_compared,

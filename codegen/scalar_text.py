@@ -65,7 +65,7 @@ class Target:
     types       stands before the name of an element type: "np." or nothing
     widens      whether arithmetic on elements of a type is done in more bits than it has, so that results are cast back
     functions   operations that are a call: its text, with {0}, {1} for operands and {dtype} for the element type
-    helpers     operations that are calls of functions in the module itself; helper_name: what they are called
+    helpers     operations that are calls of functions in the module itself, by their kind; helper_name: what those are called
     operand     an operand of an operation as it stands there; compared: of a comparison, with the other side
     zero        what an element is compared with, to make it a bool
     """
@@ -73,7 +73,7 @@ class Target:
     types: str
     widens: Callable[[DType], bool]
     functions: Mapping[str, str]
-    helpers: frozenset[str]
+    helpers: Mapping[str, str]
     helper_name: Callable[[str, DType | None], str]
     operand: Callable[[Expr, Text], Text]
     compared: Callable[[Expr, Text, Expr], Text]
@@ -90,8 +90,8 @@ class Target:
         if op == "cast":
             return args[0]
         if op in self.helpers and not (op.startswith("shift") and _shift_fits(node)):
-            need((op, dtype))
-            call = f"{self.helper_name(op, dtype)}({', '.join(arg.source for arg in args)})"
+            need((self.helpers[op], dtype))
+            call = f"{self.helper_name(self.helpers[op], dtype)}({', '.join(arg.source for arg in args)})"
             return Text(call, ATOM)
         if op in self.functions:
             call = self.functions[op].format(*(arg.source for arg in args), dtype=dtype.name)

@@ -197,3 +197,36 @@ def mma_tf32(
         return context.make_tuple(builder, signature.return_type, parts)
 
     return signature, generate
+
+
+# -- float32 arithmetic of the hardware ---------------------------------------------------------------------------------------
+
+
+def _float32_instruction(name: str, instruction: str, count: int) -> Any:
+    """The intrinsic of one instruction on `count` float32 operands. Other operands are cast to float32."""
+
+    def typed(typingctx: Any, *operands: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * count)
+            places = ", ".join(f"${place}" for place in range(count + 1))
+            text = ir.InlineAsm(kind, f"{instruction} {places};", ",".join(["=f", *["f"] * count]))
+            return builder.call(text, args)
+
+        return types.float32(*[types.float32] * count), generate
+
+    def one(typingctx: Any, a: Any) -> Any:
+        return typed(typingctx, a)
+
+    def two(typingctx: Any, a: Any, b: Any) -> Any:
+        return typed(typingctx, a, b)
+
+    chosen = one if count == 1 else two
+    chosen.__name__ = chosen.__qualname__ = name
+    return intrinsic(chosen)
+
+
+# The errors are those that the PTX manual states, over the full range of operands; subnormals, infinities and NaN are as IEEE has
+# them. div.rn and sqrt.rn, which are correctly rounded, are subroutines of about 8 instructions and a branch for rare operands.
+div_full = _float32_instruction("div_full", "div.full.f32", 2)  # 2 units in the last place
+sqrt_approx = _float32_instruction("sqrt_approx", "sqrt.approx.f32", 1)  # 1 unit (relative 2**-23)
+rsqrt_approx = _float32_instruction("rsqrt_approx", "rsqrt.approx.f32", 1)  # relative 2**-22.9

@@ -154,7 +154,8 @@ class CudaExpressionWriter(ExpressionWriter):
             return Text(f"philox({', '.join([*words, self.printer.bare(self.view(node.attribute)).source])})", ATOM)
         if node.op in ("acc", "load"):
             return super()._text(node, phase)
-        return operation_text(node, [self.texts[arg] for arg in node.args], self.helpers.add)
+        exact = getattr(self.names, "exact", False)
+        return operation_text(node, [self.texts[arg] for arg in node.args], self.helpers.add, exact)
 
     def _load_text(self, node: Expr, phase: Phase) -> Text:
         if node in self.registers:

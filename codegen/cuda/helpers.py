@@ -30,6 +30,12 @@ def {name}(x):
     small = math.exp(-abs(x))
     return ({dtype}(1) if x >= {zero} else small) / ({dtype}(1) + small)
 ''',
+    "fast_sigmoid": '''
+def {name}(x):
+    """1 / (1 + exp(-x)), without overflow; divides by the hardware."""
+    small = math.exp(-abs(x))
+    return div_full({dtype}(1) if x >= {zero} else small, {dtype}(1) + small)
+''',
     "round": '''
 def {name}(x):
     """The nearest whole number; of two, the even one."""

@@ -14,6 +14,9 @@ INTRINSICS: dict[str, int | None] = {
     "commit_copies": None,
     "wait_copies": None,
     "wait_older_copies": None,
+    "div_full": None,
+    "sqrt_approx": None,
+    "rsqrt_approx": None,
     "as_tf32": None,
     "mma_tf32": None,
 }

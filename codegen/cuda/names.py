@@ -13,7 +13,9 @@ _VARIABLES = {"lane", "slot", "part"}  # loop variables with fixed names
 
 
 class CudaNames(ProgramNames):
-    """One name for each buffer and each kernel of a program, all different."""
+    """One name for each buffer and each kernel of a program, all different. exact: how their text computes (ops.py)."""
+
+    exact = False
 
     @staticmethod
     def _take(text: str, taken: set[str]) -> str:
@@ -23,6 +25,8 @@ class CudaNames(ProgramNames):
         return name
 
 
-def cuda_names(program: Program) -> CudaNames:
+def cuda_names(program: Program, exact: bool = False) -> CudaNames:
     """Names for `program`."""
-    return CudaNames(program)
+    names = CudaNames(program)
+    names.exact = exact
+    return names

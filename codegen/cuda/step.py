@@ -84,7 +84,7 @@ def emit_step(
     program = prepare(program, exact)
     if not readable and not exact:
         program = split_products(program, precision == "tf32" and capability >= AMPERE)
-    names = cuda_names(program)
+    names = cuda_names(program, exact)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
     works = [Work(loop, kernel) for loop, kernel in zip(program.loops, kernels, strict=True) if loop.points()]
     batches = in_batches(works)
