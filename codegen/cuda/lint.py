@@ -30,7 +30,9 @@ class _Checker(ast.NodeVisitor):
     def __init__(self, function: ast.FunctionDef, known: set[str]) -> None:
         self.found: list[str] = []
         arguments = [argument.arg for argument in function.args.args]
-        part = arguments[:1] == ["block_number"]  # a loop of a kernel with several: its other arguments are global buffers
+        part = arguments[:1] == [
+            "block_number"
+        ]  # a loop of a kernel with several: its other arguments are global buffers
         self._where, self._device = function.name, bool(function.decorator_list) and not part
         self._known = known | FLOATS | NARROW | {
             "int64", "uint8", "uint64", "range", "abs", "min", "max", *INTRINSICS,
@@ -61,8 +63,9 @@ class _Checker(ast.NodeVisitor):
         if name and name not in self._known:
             self._report(node, f"call of {name}, which is not known")
         pointer = INTRINSICS.get(name)
-        if pointer is not None and isinstance(node.args[pointer], ast.Name):
-            self._check_index(node, node.args[pointer].id, node.args[pointer + 1])
+        base = node.args[pointer] if pointer is not None else None
+        if pointer is not None and isinstance(base, ast.Name):
+            self._check_index(node, base.id, node.args[pointer + 1])
         self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
