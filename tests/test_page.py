@@ -6,12 +6,15 @@ import json
 import re
 import zlib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from fusegraph.inspect.page import render
 from fusegraph.inspect.page.render import COMPRESS_FROM, SCRIPTS
 from tests.page_tools import Elements, compiled_step, made_up, real, real_page, script_text
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_elements_are_closed_and_named_once():
@@ -109,6 +112,16 @@ def test_dump_writes_this_page(tmp_path):
     assert len(page) < 2_000_000
     inside = json.loads(script_text(page, "report"))
     assert inside["programs"][0]["totals"]["kernels"] == len(real()[0]["programs"][0]["kernels"])
+
+
+def test_every_rule_of_fusion_is_explained():
+    """In words for those who do not know the compiler: hints.js, beside the rule itself."""
+    source = (ROOT / "passes" / "groups.py").read_text(encoding="utf-8")
+    rules = re.findall(r'Refused\(\s*f?"([^"]+)"', source)
+    text = resources.files("fusegraph.inspect.page").joinpath("hints.js").read_text(encoding="utf-8")
+    parts = re.findall(r'\[\s*"([^"]+)",\s*"', text)
+    assert len(rules) > 12 and len(parts) > 12
+    assert [rule for rule in rules if not any(part in rule for part in parts)] == []
 
 
 def test_the_layout_library_carries_its_licence():

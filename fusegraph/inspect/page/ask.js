@@ -31,6 +31,7 @@ FG.whyDetail = (selection) => {
         "div",
         { class: "answer", role: "status" },
         FG.el("p", {}, `${FG.sentence(refusal.rule)}.`),
+        FG.hint(refusal.rule) && FG.el("p", { class: "hint" }, FG.hint(refusal.rule)),
         FG.el("p", { class: "muted" }, `Merging would have saved ${FG.bytes(refusal.bytes)} of memory traffic.`),
       ),
       ...FG.section("Producer", FG.chips(refusal.from.map(FG.kernelChip))),
@@ -55,6 +56,9 @@ FG.whyDetail = (selection) => {
           "div",
           { class: `answer${answer.good ? " good" : ""}`, role: "status" },
           answer.words.map((word) => FG.el("p", {}, word)),
+          FG.unique(answer.refusals.map((refusal) => FG.hint(refusal.rule)))
+            .filter(Boolean)
+            .map((hint) => FG.el("p", { class: "hint" }, hint)),
         )
       : FG.el(
           "p",

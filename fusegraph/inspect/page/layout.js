@@ -60,12 +60,20 @@ FG.inOrder = (boxes, edges) => {
 
 // From right side to right side, bowed out so far that it passes the boxes that stand between.
 FG.bow = (from, to, boxes) => {
+  if (Math.abs(from.y - to.y) < from.h) return FG.dip(from, to);
   const [x1, y1, x2, y2] = [from.x + from.w, from.y + from.h / 2, to.x + to.w, to.y + to.h / 2];
   const [top, bottom] = [Math.min(y1, y2), Math.max(y1, y2)];
   const between = boxes.filter((box) => box !== from && box !== to && box.y + box.h > top && box.y < bottom);
   const clear = Math.max(x1, x2, ...between.map((box) => box.x + box.w)) + 10 + Math.min(70, 0.03 * (bottom - top));
   const out = Math.max(clear, (8 * clear - x1 - x2) / 6); // where the handles of the curve are, for its middle to be at `clear`
   return `M${x1.toFixed(1)} ${y1.toFixed(1)}C${out.toFixed(1)} ${y1.toFixed(1)} ${out.toFixed(1)} ${y2.toFixed(1)} ${(x2 + 1).toFixed(1)} ${y2.toFixed(1)}`;
+};
+
+// Between two boxes of one row: below them.
+FG.dip = (from, to) => {
+  const [x1, x2, y] = [from.x + from.w / 2, to.x + to.w / 2, Math.max(from.y + from.h, to.y + to.h)];
+  const handle = (y + 22).toFixed(1);
+  return `M${x1.toFixed(1)} ${y.toFixed(1)}C${x1.toFixed(1)} ${handle} ${x2.toFixed(1)} ${handle} ${x2.toFixed(1)} ${(y + 1).toFixed(1)}`;
 };
 
 FG.sizeOf = (item) => {

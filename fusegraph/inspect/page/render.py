@@ -18,6 +18,7 @@ SCRIPTS = (
     "base.js",
     "data.js",
     "why.js",
+    "hints.js",
     "groups.js",
     "layout.js",
     "canvas.js",
