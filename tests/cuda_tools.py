@@ -36,7 +36,8 @@ def run_step(step: CudaStep, inputs: Sequence[Array], target: str = DEFAULT_TARG
     memory, ptx = StepMemory(step, inputs), StepPtx(step, target)
     for launch in step.launches:
         kernel = step.kernel(launch.kernel)
-        interpreter(ptx.ptx(kernel)).launch(launch.grid, launch.block, memory.arguments(kernel, launch))
+        arguments = memory.arguments(kernel, launch)
+        interpreter(ptx.ptx(kernel)).launch(launch.grid, launch.block, arguments, traffic=False)
     return [memory.arrays[name] for name in step.program.outputs]
 
 
