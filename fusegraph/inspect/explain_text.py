@@ -10,6 +10,7 @@ from fusegraph.inspect.report import Report
 MAX_REFUSALS = 8
 MAX_LINES = 4
 MAX_REWRITES = 6
+_WORTH_TELLING = 1000.0  # nanoseconds of waiting: several times what passing a barrier takes
 
 
 def text(report: Report) -> str:
@@ -102,7 +103,8 @@ def measured_text(kernel: Report) -> str:
     parts += [f"{kernel['gb_s']:.1f} GB/s"] if kernel["gb_s"] is not None else []
     parts += [f"{kernel['gflop_s']:.1f} GFLOP/s"] if kernel["gflop_s"] is not None else []
     parts += [f"{kernel['share_of_roofline']:.0%} of the roofline"] if kernel["share_of_roofline"] is not None else []
-    return ", ".join(parts)
+    waited = kernel["idle_ns"] or 0.0
+    return ", ".join(parts) + (f"; threads waited {waited / 1e3:.1f} us for it" if waited >= _WORTH_TELLING else "")
 
 
 def _kernel_lines(kernel: Report) -> list[str]:

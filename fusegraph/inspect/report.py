@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from fusegraph.dtypes import DType
 from fusegraph.inspect.cost import (
     loop_cost,
     operation_bytes,
@@ -87,6 +89,12 @@ def program_report(artifact: Artifact) -> Report:
 # -- graphs -------------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
+def dtype_name(dtype: DType) -> str:
+    """A dtype's name; numpy makes it anew, in 10 us, each time."""
+    return dtype.name
+
+
 def graph_report(graph: Graph, kernels: Mapping[Node, Iterable[int]]) -> Report:
     """The op graph as data. `kernels`: which kernels compute each node."""
     number = {node: index for index, node in enumerate(graph.nodes)}
@@ -110,7 +118,7 @@ def _node(node: Node, number: int, inputs: list[int], kernels: Iterable[int]) ->
         "op": node.op,
         "inputs": inputs,
         "shape": list(node.shape),
-        "dtype": node.dtype.name,
+        "dtype": dtype_name(node.dtype),
         "file": node.location.file,
         "line": node.location.line,
         "module": node.location.module,
