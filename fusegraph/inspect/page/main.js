@@ -202,7 +202,7 @@ FG.HELP = [
   ["Esc", "close, or take the selection away"],
   ["arrows", "from node to node in a graph"],
   ["Enter", "select; on a module: open or close"],
-  ["Shift + Enter, Shift + click", "ask why two were not merged: the selected one and this one"],
+  ["Shift + Enter", "or Shift + click: ask why two were not merged, the selected one and this one"],
   ["1  2  3", "after the passes, as traced, your code"],
   ["m  n  p  w", "memory, not fused, passes, time"],
   ["+  −  0", "zoom, show everything"],
