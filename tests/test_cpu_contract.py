@@ -148,9 +148,9 @@ def test_relu_keeps_nan() -> None:
     assert np.isnan(CompiledLoop(loop, program).run(arrays)["out"][1]).all()
 
 
-def test_momentum_update_in_place() -> None:
-    """Two state buffers, several stores: what follows the weight gradient in a training step."""
-    shape = (21, 35, 16)
+@pytest.mark.parametrize("shape", [(21, 35, 16), (190, 175, 16)])
+def test_momentum_update_in_place(shape: tuple[int, int, int]) -> None:
+    """Two state buffers, several stores: what follows the weight gradient in a training step. Large ones are prefetched."""
     extra = [Buffer(name, shape[:2], float32, "state") for name in ("w", "v")]
 
     def epilogue(y: Expr, m: Axis, n: Axis) -> tuple[Store, ...]:
@@ -160,7 +160,10 @@ def test_momentum_update_in_place() -> None:
 
     loop, program = matmul(shape, "tn", epilogue, extra=extra)
     arrays = inputs(program)
-    found = CompiledLoop(loop, program).run(arrays, 3)
+    compiled = CompiledLoop(loop, program)
+    assert "columns (n)" in str(plan_contract(loop, program, vector_bits=256))  # m is strided in the states
+    assert ("@llvm.prefetch" in compiled.text) == (shape[0] > 100)
+    found = compiled.run(arrays, 3)
     velocity = 0.9 * arrays["v"].astype(np.float64) + product(arrays, "tn")
     assert_close(found["v"], velocity)
     assert_close(found["w"], arrays["w"] - 0.05 * velocity)

@@ -69,9 +69,9 @@ def _batch_axis(loop: Loop) -> Axis | None:
         return None
     taps = set(loop.stages[0].reduce_axes)
     for node in walk(stage_roots(loop.stages[0])):
-        index = node.attribute.index if node.op == "load" else ()
+        index: tuple[Index, ...] = node.attribute.index if node.op == "load" else ()
         if len(index) > 2 and any(_is_window(part, taps) for part in index[1:]):
-            return index[0].axis  # type: ignore[no-any-return]
+            return index[0].axis
     return None
 
 

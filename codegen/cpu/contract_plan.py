@@ -25,7 +25,16 @@ from fusegraph.ir.index import Axis, Div, Index, Mod, Substitution, flatten_inde
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Mask, walk
 
-__all__ = ["Contraction", "Operand", "merge_axes", "normal_form", "offsets_along", "roles", "store_indices"]
+__all__ = [
+    "Contraction",
+    "Operand",
+    "epilogue_accesses",
+    "merge_axes",
+    "normal_form",
+    "offsets_along",
+    "roles",
+    "store_indices",
+]
 
 
 @dataclass(frozen=True)
@@ -258,6 +267,27 @@ def store_indices(loop: Loop, program: Program) -> list[Index]:
     """The element number that each store writes."""
     stores = [store for stage in loop.stages for store in stage.stores]
     return [flatten_index(store.index, program.buffers[store.buffer].shape) for store in stores]
+
+
+def epilogue_accesses(loop: Loop, program: Program) -> list[Index]:
+    """The element number of each load and store of the stages after the sum."""
+    found = store_indices(loop, program)
+    for expr in walk([value for stage in loop.stages[1:] for value in stage.expressions()]):
+        if expr.op == "load":
+            found.append(flatten_index(expr.attribute.index, program.buffers[expr.attribute.buffer].shape))
+    return found
+
+
+def epilogue_updates(loop: Loop, program: Program, size: int) -> dict[str, Index]:
+    """The element number at which the stages after the sum update each state of at least `size` elements."""
+    found = {}
+    for store, flat in zip(
+        [s for stage in loop.stages for s in stage.stores], store_indices(loop, program), strict=True
+    ):
+        buffer = program.buffers[store.buffer]
+        if buffer.role == "state" and buffer.size >= size and store.buffer in loop.reads():
+            found[store.buffer] = flat
+    return found
 
 
 def _output_indices(loop: Loop, program: Program) -> list[Index]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue
+from fusegraph.codegen.cpu.contract_plan import epilogue_updates
 from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_tile import Tile
-from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module
+from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_ops import element_of
 from fusegraph.ir.index import Axis
@@ -26,6 +27,8 @@ __all__ = ["ACCUMULATE", "START", "WHOLE", "MicroKernels", "Operands", "Step", "
 WHOLE = "whole"  # sum from zero, then the epilogue
 START = "start"  # sum from zero into memory
 ACCUMULATE = "accumulate"  # add to the sums in memory
+_LINE = 64  # bytes of a line of the cache
+_FAR = 1 << 15  # elements of a buffer that does not stay near between two steps
 _UNROLLED = 5  # an innermost loop of at most so many steps is written out
 
 
@@ -114,6 +117,8 @@ class MicroKernels:
         fn = self._function(name, "ptr %narrow", "ptr %wide", "ptr %sums")
         counts = self._counts(columns)
         ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
+        if kind != ACCUMULATE:
+            self._prefetch(fn, tile.rows, columns)
         width = columns if self.dot else tile.vectors  # vectors of sums in a row
         places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * width)]
         sums = [ops.load(place) if kind == ACCUMULATE else ops.constant(0) for place in places]
@@ -134,6 +139,20 @@ class MicroKernels:
             for row in range(tile.rows):
                 position = None if self.row is None else Position(self._row_number(), row)
                 epilogue.row(position, sums[row * tile.vectors : (row + 1) * tile.vectors])
+
+    def _prefetch(self, fn: FunctionBuilder, rows: int, columns: int) -> None:
+        """Ask for what the epilogue of a tile updates (weights, their momentum), so that it is near when the sums are."""
+        line = _LINE // element_bytes(self.element)
+        for buffer, flat in epilogue_updates(self.loop, self.program, _FAR).items():
+            row_step = 0 if self.row is None else flat.coefficient(self.row)
+            if not flat.is_affine or flat.coefficient(self.column) != 1 or row_step < line:
+                continue
+            at = [(factor, f"%x{self.loop.space.index(axis)}") for axis, factor in flat.terms if isinstance(axis, Axis)]
+            first = fn.gep(f"%p{self.buffers.index(buffer)}", fn.affine(at, flat.constant), self.element)
+            for row in range(rows):
+                for start in dict.fromkeys([*range(0, columns, line), columns - 1]):
+                    place = fn.gep(first, row * row_step + start, self.element)
+                    fn.intrinsic("void", "prefetch.p0", [("ptr", place), ("i32", 1), ("i32", 3), ("i32", 1)])
 
     def _define_finish(self, name: str, columns: int) -> None:
         fn = self._function(name, "ptr %sums", "i64 %rows")

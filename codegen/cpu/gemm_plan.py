@@ -13,14 +13,15 @@ from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
 from fusegraph.codegen.cpu.contract_plan import (
     Contraction,
     Operand,
+    epilogue_accesses,
     extent_of,
     merge_axes,
     offsets_along,
     roles,
-    store_indices,
 )
-from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging, staged_in_order
-from fusegraph.codegen.cpu.gemm_limits import Limits, tap_limits
+from fusegraph.codegen.cpu.contract_stage import Staging, staged_in_order
+from fusegraph.codegen.cpu.gemm_limits import Limits
+from fusegraph.codegen.cpu.gemm_operands import staged_operands
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis, Index
@@ -41,7 +42,7 @@ _LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, way
 # Estimated cycles, measured on Zen 3 with 8 lanes.
 _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
-_STORE, _STRIDED_STORE = 2.0, 20.0  # for each vector of the output
+_STORE, _STRIDED = 2.0, 18.0  # for each vector of the output, and each access of it to columns that are apart
 _ACROSS_LINES = 1.4  # factor for dot products that are read at any offset, often across two lines
 _THROUGH = 0.06  # for each element that is read from the third-level cache or beyond
 _FAR_DOTS = 1.3  # factor for dot products of vectors that come from the second-level cache
@@ -60,7 +61,7 @@ class GemmPlan:
     narrow_copy, wide_copy   stagings of the operands
     row_table     offset of each row in the narrow operand, empty where row_stride says it
     source        how panels of the wide operand are packed; None: it is read in place
-    contiguous    columns are neighbours in the output
+    strided       loads and stores of the epilogue in which neighbouring columns are apart
     limits        taps of a transposed convolution that are summed up only where they lie inside of the image
     dot           vectors run along the sum; the tile is one of rows x columns dot products
     """
@@ -79,7 +80,7 @@ class GemmPlan:
     row_stride: int
     row_table: tuple[int, ...]
     source: PanelSource | None
-    contiguous: bool
+    strided: int
     dot: bool
     limits: Limits = ()
 
@@ -132,15 +133,15 @@ class GemmPlan:
     def cycles(self) -> float:
         """Estimated time of the whole loop on one thread."""
         found, outer = self.found, extent_of(self.outer)
-        rows, depth = extent_of(self.outer_rows), extent_of(self.sums) * extent_of(self.blocks)
-        depth *= math.prod(limit.share for limit in self.limits)
+        rows = extent_of(self.outer_rows)
+        depth = extent_of(self.sums) * extent_of(self.blocks) * math.prod(limit.share for limit in self.limits)
         vectors = -(-found.column.extent // self.lanes)
         step = self._dot_cycles() if self.dot else depth * tile_cost(self.tile, self.row_extent, vectors)
         total = outer * rows * step
         total += outer * depth * self.panels * self.tiles * self._miss_cycles()
         total += outer * self.panels * self._pass_cycles()
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
-        total += outer * rows * self.row_extent * vectors * (_STORE if self.contiguous else _STRIDED_STORE)
+        total += outer * rows * self.row_extent * vectors * (_STORE + _STRIDED * self.strided)
         if self.source is not None:
             total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
         copies = [copy for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
@@ -187,17 +188,20 @@ class GemmPlan:
         """Extra cycles for each step of the sum of a tile."""
         if self.dot:
             return 0.0
-        wide = self._misses(self.found.wide, self.wide_copy, _WIDE_MISS) if self.source is None else 0.0
-        return wide + self._misses(self.found.narrow, self.narrow_copy, _NARROW_MISS)
+        narrow = self._misses(self.found.narrow, self.narrow_copy, _NARROW_MISS)
+        if self.source is not None:
+            return narrow
+        lines = 1 + self.panel_width * self.found.reduce.dtype.itemsize // _LINE
+        return narrow + self._misses(self.found.wide, self.wide_copy, _WIDE_MISS, lines)
 
-    def _misses(self, operand: Operand, copy: Staging | None, cycles: float) -> float:
+    def _misses(self, operand: Operand, copy: Staging | None, cycles: float, lines: int = 1) -> float:
         """Extra cycles for a step of the sum if the lines that a tile reads do not stay in the first-level cache."""
         size = self.found.reduce.dtype.itemsize
         strides = [abs(operand.stride(axis)) * size for axis in self.sums]
         if copy is not None or not strides or min(strides) < _LINE:
             return 0.0
         sets = _SETS if strides[-1] % _LINE else _SETS // math.gcd(strides[-1] // _LINE, _SETS)
-        return cycles if extent_of(self.sums) > sets * _WAYS else 0.0
+        return cycles if lines * extent_of(self.sums) >= sets * _WAYS else 0.0
 
 
 def _pack_cost(source: PanelSource, lanes: int) -> float:
@@ -215,77 +219,10 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
     """
     plans = []
     for found in roles(loop, program):
-        for staged in _staged(found, program, exact):
+        for staged in staged_operands(found, program, exact):
             for plain_columns in (True, False):
                 plans += _plans(*staged, program, vector_bits, plain_columns, exact)
     return min(plans, key=lambda plan: plan.cycles, default=None)
-
-
-def _staged(
-    found: Contraction, program: Program, exact: bool
-) -> Iterator[tuple[Contraction, Staging | None, Staging | None, Limits]]:
-    """With masked operands replaced by their copies in scratch, or by a sum over the taps inside of the image alone."""
-    for narrow, narrow_copy in _copies(found, found.narrow, found.wide, program):
-        for wide, wide_copy in _copies(found, found.wide, found.narrow, program):
-            new = _with_operands(found, narrow, wide)
-            if new is not None:
-                yield new, narrow_copy, wide_copy, ()
-        limits = () if exact else tap_limits(found)
-        new = _with_operands(found, narrow, replace(found.wide, mask=())) if limits else None
-        if new is not None:
-            yield new, narrow_copy, None, limits
-
-
-def _with_operands(found: Contraction, narrow: Operand, wide: Operand) -> Contraction | None:
-    columns = tuple(axis for axis in found.columns if axis in wide.axes)
-    rows = tuple(axis for axis in found.rows if axis in narrow.axes)
-    shared = tuple(axis for axis in found.loop.space if axis not in columns and axis not in rows)
-    if found.column not in columns:
-        return None
-    return replace(found, narrow=narrow, wide=wide, columns=columns, rows=rows, shared=shared)
-
-
-def _copies(
-    found: Contraction, operand: Operand, other: Operand, program: Program
-) -> Iterator[tuple[Operand, Staging | None]]:
-    """The operand itself if it needs no copy, else its copies: of all of it, and one by one along the outer axes.
-
-    A copy is in the order of the source, or transposed so that what lies side by side in the other operand, or in the
-    output, lies side by side in it too.
-    """
-    if not operand.mask:
-        if operand.flat.is_affine:
-            yield operand, None
-        return
-    seen = set()
-    for innermost in (None, *_turned(found, operand, other)):
-        for apart in (_outermost(found, operand, innermost), []):
-            copy = plan_staging(operand, program, apart, innermost)
-            if copy is not None and copy.operand().flat.is_affine and (innermost, copy.axes) not in seen:
-                seen.add((innermost, copy.axes))
-                yield copy.operand(), copy
-
-
-def _turned(found: Contraction, operand: Operand, other: Operand) -> list[Axis]:
-    """Axes, strided in a masked operand, along which the output or the other operand is contiguous."""
-    masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
-    near = [atom for atom, factor in other.flat.terms if factor == 1 and isinstance(atom, Axis)]
-    if operand is found.wide:
-        near.append(found.column)
-    return [axis for axis in dict.fromkeys(near) if axis not in masked and abs(operand.stride(axis)) > 1]
-
-
-def _outermost(found: Contraction, operand: Operand, innermost: Axis | None = None) -> list[Axis]:
-    """The outermost unmasked axes in memory, all of the space or all of the sum."""
-    masked = frozenset().union(*(condition.index.axes for condition in operand.mask))
-    free = [axis for axis in operand.flat.axes - masked if axis is not found.column and axis is not innermost]
-    free.sort(key=lambda axis: (-abs(operand.stride(axis)), axis.name))
-    apart: list[Axis] = []
-    for axis in free:
-        if apart and (axis in found.sums) != (apart[0] in found.sums):
-            break
-        apart.append(axis)
-    return apart
 
 
 def _plans(
@@ -315,7 +252,7 @@ def _plans(
         outer=(*found.shared, *(axis for axis in found.columns if axis is not found.column)),
         blocks=blocks, sums=sums, narrow_copy=narrow_copy, wide_copy=wide_copy,
         row_stride=found.narrow.stride(layout.row), row_table=layout.row_table, source=None,
-        contiguous=all(flat.coefficient(found.column) == 1 for flat in store_indices(found.loop, program)), dot=False,
+        strided=sum(abs(flat.coefficient(found.column)) > 1 for flat in epilogue_accesses(found.loop, program)), dot=False,
         limits=limits,
     )  # fmt: skip
     if found.column in apart or layout.row in apart:
