@@ -188,3 +188,15 @@ def test_launches_and_bytes_of_a_training_step(name: str) -> None:
     launches, megabytes = CEILINGS[name]
     assert len(step.launches) <= launches
     assert sum(cost.bytes for cost in step.costs) <= megabytes * 1e6
+
+
+@pytest.mark.skipif(bool(cuda_compile.missing()) or cuda_compile.tool_folder() is None, reason="ptxas is not there")
+@pytest.mark.parametrize("shape", [(16, 32768), (65, 511), (300, 10)], ids=str)
+def test_rows_stay_in_registers(shape: tuple[int, int]) -> None:
+    """No spills and no local memory, and few enough registers for a block of 1024 threads."""
+    for name in ("softmax", "layer_norm"):
+        step = emit_step(cuda_artifact(with_gradient(ROWS[name]), zeros(*shape), zeros(*shape)).fused[0])
+        module = cuda_compile.CudaModule(step)
+        for kernel in step.kernels:
+            _, needs = cuda_compile.assemble(module.ptx(kernel.name))
+            assert (needs.spills, needs.stack) == (0, 0) and needs.registers <= 64, kernel.name
