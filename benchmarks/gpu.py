@@ -38,6 +38,7 @@ class Sizes:
     batch: int | None = None
     limit: int | None = None
     epochs: int | None = None
+    trainings: bool = True
     products: tuple[tuple[int, int, int], ...] = (
         (512, 512, 512),
         (1024, 1024, 1024),
@@ -60,8 +61,7 @@ TINY = Sizes(
     primitives=("add", "exp", "sum", "take"),
     models=("mlp",),
     batch=2,
-    limit=60,
-    epochs=1,
+    trainings=False,
     products=((24, 20, 12),),
     matrix=(8, 40),
     repeats=2,
@@ -90,7 +90,13 @@ def parts(sizes: Sizes, options: argparse.Namespace) -> dict[str, Callable[[], l
             checks.primitives(sizes.primitives),
             checks.model_steps(sizes.models, sizes.batch),
         ],
-        "training": lambda: [checks.trainings(sizes.limit, sizes.epochs)],
+        "training": lambda: [
+            checks.trainings(sizes.limit, sizes.epochs)
+            if sizes.trainings
+            else Section(
+                "Whole trainings", skipped="an emulated GPU would need hours (the tests train on a few images)"
+            )
+        ],
         "sanitizer": lambda: [checks.sanitizer(again)],
         "products": lambda: [speed.products(sizes.products, torch, sizes.repeats)],
         "bandwidth": lambda: [speed.bandwidth(*sizes.matrix, torch, sizes.repeats)],
