@@ -9,9 +9,10 @@ import pytest
 
 from fusegraph.codegen.cuda.contract_plan import TENSOR_TILES, Tile
 from fusegraph.codegen.cuda.lint import lint
+from fusegraph.codegen.cuda.step import emit_step
 from fusegraph.ir import GraphBuilder, interpret
 from fusegraph.runtime import cuda_compile
-from tests.cuda_tools import run_step, step_of
+from tests.cuda_tools import mnist_artifact, run_step, step_of
 from tests.test_cuda_contract import CONVOLUTIONS, HOPPER, TURING, convolution, product
 
 pytestmark = pytest.mark.skipif(
@@ -113,3 +114,23 @@ def test_products_in_double_precision_stay_as_they_are() -> None:
     a, b = (builder.input(name, (64, 64), np.dtype(np.float64)) for name in "ab")
     graph = builder.finish([builder.add("matmul", (a, b), {})], name="double")
     assert step_of(graph, precision="tf32").source == step_of(graph).source
+
+
+def test_a_training_step(rng: np.random.Generator) -> None:
+    """Forward, backward and update of the MNIST network: near the reference, and every product on tensor cores."""
+    artifact = mnist_artifact()
+    program = artifact.fused[0]
+    inputs: list[Array] = []
+    for buffer in (program.buffers[name] for name in program.inputs):
+        real = buffer.dtype.kind == "f"
+        value = rng.standard_normal(buffer.shape) * 0.1 if real else rng.integers(0, 10, buffer.shape)
+        inputs.append(np.asarray(value, buffer.dtype))
+    outputs, updates = interpret.run(artifact.graph, [array.copy() for array in inputs])
+    step = emit_step(program, precision="tf32")
+    assert "mma_tf32(" in step.source and "outer_product" not in step.source
+    got = run_step(step, inputs)
+    for value, wanted in zip(got, outputs, strict=True):
+        close(value, wanted, 1e-2)
+    places = [artifact.graph.inputs.index(old) for old, _ in artifact.graph.updates]
+    for place, wanted in zip(places, updates, strict=True):
+        close(inputs[place], wanted, 1e-2)
