@@ -313,7 +313,7 @@ class Compiled:
 
         It runs on copies, by code that is compiled for this alone: parameters and machine code stay as they are. `threads`: how
         many to use (None: as many as calls use at present). The first profile on a machine measures it, for about a second.
-        Raises OptionError for wrong counts, UnsupportedError where kernels cannot be timed (backend "cuda").
+        Raises OptionError for wrong counts, UnsupportedError where there is no clock (backend "cuda": no GPU).
         """
         from fusegraph.inspect.profile import profile
 

@@ -16,6 +16,7 @@ from fusegraph import nn, optim
 from fusegraph.errors import OptionError
 from fusegraph.inspect.dump import sources_of
 from fusegraph.ir.text import parse
+from tests.cuda_runtime_tools import needs_wheels
 
 
 def make_step(backend: str = "cpu") -> Any:
@@ -108,3 +109,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_users(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match="cannot write a dump to .*name another folder"):
         make_step().dump(tmp_path / "file" / "out", *BATCH)
+
+
+@needs_wheels
+def test_ptx_is_for_the_target_that_was_asked_for(tmp_path: Path) -> None:
+    function = fg.compile(lambda x: x.exp().sum(1), backend="cuda", target="sm_80")
+    names = names_of(function.dump(tmp_path, np.ones((40, 50), np.float32)), tmp_path)
+    (ptx,) = [name for name in names if name.endswith(".ptx")]
+    assert ".target sm_80" in (tmp_path / ptx).read_text()
+    assert any(name.endswith("-cuda.py") for name in names) and f"{ptx[:-4]}.cuda.py" in names

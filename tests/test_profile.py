@@ -18,6 +18,7 @@ from fusegraph.errors import IndexRangeError, OptionError, UnsupportedError
 from fusegraph.inspect.profile import Timing
 from fusegraph.runtime import calibration
 from fusegraph.runtime.calibration import Calibration, Roofline
+from tests.cuda_runtime_tools import emulated, needs_wheels
 
 BACKENDS = ("cpu", "python", "reference", "numba")
 MACHINE = Calibration(
@@ -179,9 +180,41 @@ def test_wrong_counts_and_backends_are_refused() -> None:
         model.step.profile(BATCH[0], BATCH[1] + 3, steps=1)
 
 
-def test_cuda_says_what_to_use_instead() -> None:
-    with pytest.raises(UnsupportedError, match="Nsight Systems"):
+def test_cuda_without_a_gpu_says_so() -> None:
+    from fusegraph.runtime.cuda import unavailable
+
+    if not unavailable():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UnsupportedError, match="backend='cpu'"):
         fg.compile(lambda x: x.exp(), backend="cuda").profile(np.ones(8, np.float32))
+
+
+@needs_wheels
+@pytest.mark.parametrize("graphs", [True, False])
+def test_launches_on_a_gpu_are_timed_and_nothing_changes(graphs: bool) -> None:
+    with emulated(graphs=graphs):
+        plain = Model(backend="cuda")
+        expected = [np.asarray(plain.step(*BATCH)) for _ in range(2)]
+        profiled = Model(backend="cuda")
+        first = np.asarray(profiled.step(*BATCH))
+        before = [value.copy() for value in profiled.state()]
+        profile = profiled.step.profile(*BATCH, steps=2, warm_up=0)
+        after = profiled.state()
+        second = np.asarray(profiled.step(*BATCH))
+    for got, wanted in zip((first, second), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    (program,) = profile.to_dict()["programs"]
+    assert all(kernel["time_ns"] >= 1000 and kernel["floor_ns"] is None for kernel in program["kernels"])
+    assert "-" in str(profile) and profile.timings[0].threads == 1
+
+
+def test_launches_of_one_kernel_are_added_up() -> None:
+    from fusegraph.inspect.profile_cuda import _stamps
+
+    times = [("k0_sum", 2.0), ("k0_sum_part", 3.0), ("k1_exp", 4.0), ("helper", 7.0)]
+    assert _stamps(times, {"k0": 0, "k1": 1}, 2).tolist() == [[0, 0, 5], [5, 5, 9]]
 
 
 def test_profiles_of_several_python_threads_at_once() -> None:

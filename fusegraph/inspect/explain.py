@@ -82,7 +82,8 @@ class Explanation:
         import fusegraph
         from fusegraph.runtime import calibration
 
-        machine = calibration.stored()
+        gpu = any(artifact.options.backend == "cuda" for artifact in self.artifacts)
+        machine = None if gpu else calibration.stored()  # which is this CPU's
         phases = ("step",) if len(self.artifacts) == 1 else ("forward", "backward")
         programs = [a.report | {"phase": phase} for a, phase in zip(self.artifacts, phases, strict=True)]
         for program in programs:

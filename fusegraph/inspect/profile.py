@@ -2,6 +2,7 @@
 
 cpu               native code with notes of the clock, compiled for this alone (profile_native.py)
 numba, python     the same functions, called one by one with the clock read around each
+cuda              events on the GPU around each launch (profile_cuda.py); its roofline is not known here
 reference         numpy, operation by operation; an operation counts for the kernel that would compute it
 
 Everything runs on copies of what the step changes: parameters, moments and random counters are as they were.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusegraph import tree
-from fusegraph.errors import OptionError, UnsupportedError
+from fusegraph.errors import OptionError
 from fusegraph.inspect.explain import Explanation
 from fusegraph.inspect.report import Report
 from fusegraph.signature import as_argument
@@ -168,9 +169,10 @@ def time_artifact(artifact: Artifact, inputs: list[Array], steps: int, warm_up: 
     """Time one program; `inputs` are changed."""
     backend = artifact.options.backend
     if backend == "cuda":
-        raise UnsupportedError(
-            "profile() does not time backend='cuda': use NVIDIA's Nsight Systems there, or profile backend='cpu'"
-        )
+        from fusegraph.inspect.profile_cuda import time_cuda
+
+        stamps = time_cuda(artifact, inputs, steps, warm_up)
+        return Timing(stamps, (True,) * stamps.shape[2])
     if backend == "cpu":
         from fusegraph.inspect.profile_native import time_native
 
@@ -189,6 +191,8 @@ def _explained(artifacts: Sequence[Artifact], timings: Sequence[Timing]) -> Expl
     """
     from fusegraph.runtime import calibration
 
+    if any(artifact.options.backend == "cuda" for artifact in artifacts):
+        return _timed(artifacts, timings)
     calibration.calibration()  # stored now, so that the report has the floors
     explanation = _timed(artifacts, timings)
     shares = [kernel["share_of_roofline"] for program in explanation.programs for kernel in program["kernels"]]
