@@ -176,24 +176,6 @@ def test_both_operands_of_a_weight_gradient_divide_the_same_sums(rng: np.random.
     )
 
 
-@needs_wheels
-def test_a_training_step(rng: np.random.Generator) -> None:
-    artifact = mnist_artifact()
-    program = artifact.fused[0]
-    inputs = [
-        (rng.standard_normal(b.shape) * 0.1).astype(b.dtype) if b.dtype.kind == "f" else rng.integers(0, 10, b.shape)
-        for b in (program.buffers[name] for name in program.inputs)
-    ]
-    inputs = [
-        np.asarray(value, program.buffers[name].dtype) for name, value in zip(program.inputs, inputs, strict=True)
-    ]
-    outputs, updates = interpret.run(artifact.graph, [value.copy() for value in inputs])
-    got = run_step(emit_step(program), inputs)
-    places = [artifact.graph.inputs.index(old) for old, _ in artifact.graph.updates]
-    pairs = [*zip(got, outputs, strict=True), *((inputs[i], new) for i, new in zip(places, updates, strict=True))]
-    assert compare([g.reshape(w.shape) for g, w in pairs], [w for _, w in pairs], ["step"] * len(pairs)) == []
-
-
 def test_tiles_follow_the_sizes() -> None:
     assert choose_tile(1, 4096, 4096, 4096) == Tile(128, 128, 8, 8, 8)
     assert choose_tile(1, 64, 10, 128).columns == 16

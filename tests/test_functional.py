@@ -11,6 +11,7 @@ import pytest
 
 import fusegraph as fg
 import fusegraph.functional as F
+from tests.layer_cases import FUNCTIONS
 from tests.oracles import Array, Traced, assert_close, check_gradients, same_as_torch
 
 Op = Callable[..., Any]
@@ -32,31 +33,8 @@ def compare(function: Op, TF: Any, arrays: list[Array]) -> None:
 
 
 ACTIVATIONS: dict[str, Op] = {
-    "relu": lambda m, x: m.relu(x),
-    "gelu": lambda m, x: m.gelu(x),
-    "gelu_tanh": lambda m, x: m.gelu(x, approximate="tanh"),
-    "silu": lambda m, x: m.silu(x),
-    "mish": lambda m, x: m.mish(x),
-    "tanh": lambda m, x: m.tanh(x),
-    "sigmoid": lambda m, x: m.sigmoid(x),
-    "logsigmoid": lambda m, x: m.logsigmoid(x),
-    "softplus": lambda m, x: m.softplus(x),
-    "softplus_beta": lambda m, x: m.softplus(x, 2.0, 3.0),
-    "elu": lambda m, x: m.elu(x),
-    "elu_alpha": lambda m, x: m.elu(x, 0.5),
-    "celu": lambda m, x: m.celu(x, 1.5),
-    "leaky_relu": lambda m, x: m.leaky_relu(x, 0.1),
-    "hardtanh": lambda m, x: m.hardtanh(x),
-    "relu6": lambda m, x: m.relu6(x),
-    "hardsigmoid": lambda m, x: m.hardsigmoid(x),
-    "hardswish": lambda m, x: m.hardswish(x),
-    "softsign": lambda m, x: m.softsign(x),
-    "softmax": lambda m, x: m.softmax(x, dim=-1),
-    "softmax_0": lambda m, x: m.softmax(x, dim=0),
-    "softmin": lambda m, x: m.softmin(x, dim=-1),
-    "log_softmax": lambda m, x: m.log_softmax(x, dim=-1),
-    "log_softmax_0": lambda m, x: m.log_softmax(x, dim=0),
-    "dropout_eval": lambda m, x: m.dropout(x, 0.5, training=False) * 1,
+    **{case.name.replace(" ", "_"): case.function for case in FUNCTIONS if case.group == "activation"},
+    "elu_default": lambda m, x: m.elu(x),
     "dropout_all": lambda m, x: m.dropout(x, 1.0, training=True),
     "normalize": lambda m, x: m.normalize(x, dim=-1),
     "normalize_1": lambda m, x: m.normalize(x, p=1.0, dim=0),
