@@ -33,6 +33,7 @@ def test_the_whole_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for title in ("Primitives", "Training steps against the numpy reference", "Products of matrices", "Bandwidth",
                   "Fused kernels", "Training steps"):  # fmt: skip
         assert f"## {title}\n\n|" in text
+    assert "- emulated: the times below mean nothing\n" in text
     assert text.count("Not run: ") == 2 and "compute-sanitizer is not installed" in text
     assert "| one a primitive |" in text and "| 24 x 20 x 12 | tf32 |" in text
     mlp = next(line for line in text.splitlines() if line.startswith("| mlp | 2 |") and line.count("|") == 8)
