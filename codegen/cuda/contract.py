@@ -2,13 +2,16 @@
 
 Three ways to write the same tile:
 
-- `readable`: the lecture's kernel, one output a thread. A block of 16 x 16 threads copies a 16 x 16 part of each operand to
-  shared memory, waits, adds up 16 products, waits. Guards at the edges make it right for any size: the oracle of the other one.
-- the register tile: a thread makes 8 x 8 (or 4 x 4, 4 x 1) outputs, so that each element it reads from shared memory is used 8
-  times. Operands are read by 128 bits where neighbours allow it; two buffers, so that the next part is on its way from memory
-  while the present one is multiplied, and one barrier a step is enough.
+- contract_readable.py: the lecture's kernel, one output a thread. A block of 16 x 16 threads copies a 16 x 16 part of each operand
+  to shared memory, waits, adds up 16 products, waits. Guards at the edges make it right for any size: the oracle of the others.
+- contract_register.py: a thread makes 8 x 8 (or 4 x 4, 4 x 1) outputs, so that each element it reads from shared memory is used
+  8 times. Operands are read by 128 bits where neighbours allow it.
+- contract_mma.py: a warp multiplies on tensor cores, operands rounded to tf32.
 
+The last two share the way of the operands to shared memory (contract_operand.py, contract_copy.py, contract_layout.py) and the
+main loop (contract_tiled.py): the next parts are on their way from memory while the present ones are multiplied.
 Operands may be any expression of loads with masks (padding of a convolution: implicit GEMM), outputs any stages of stores.
+docs/cuda-matmul.md shows them side by side.
 """
 
 from __future__ import annotations

@@ -62,13 +62,26 @@ class TiledWriter(ContractWriter):
     def write(self) -> None:
         """Everything below the signature."""
         self.open_block()
-        tile, plan = self.tile, self.contract
+        tile = self.tile
         self.begin_outputs()
         self.row_start = self.variable(self.fresh("first_row"), f"uint32(cuda.blockIdx.y * {tile.rows})", 1)
         self.column_start = self.variable(self.fresh("first_column"), f"uint32(cuda.blockIdx.x * {tile.columns})", 1)
+        left, right = self._copies()
+        for copy in (left, right):
+            copy.begin()
+            self.read_from(copy)
+        if isinstance(left, StagedCopy) and isinstance(right, StagedCopy):
+            self._double_buffering(left, right)
+        else:
+            self._pipeline(left, right)
+        self.write_tile()
+
+    def _copies(self) -> tuple[Copy, Copy]:
+        """How each operand comes to shared memory; sets the number of steps, and of buffers."""
+        plan = self.contract
         sides = (
-            (plan.left, "left", self.row_start.name, plan.sizes[1], tile.rows),
-            (plan.right, "right", self.column_start.name, plan.sizes[2], tile.columns),
+            (plan.left, "left", self.row_start.name, plan.sizes[1], self.tile.rows),
+            (plan.right, "right", self.column_start.name, plan.sizes[2], self.tile.columns),
         )
         at_once = [self.at_once and may_copy_at_once(self, side[0], self.layout(side[0], side[4])) for side in sides]
         if any(at_once):
@@ -80,15 +93,7 @@ class TiledWriter(ContractWriter):
             (AsyncCopy if fast else StagedCopy)(self, *side[:4], layout, self.buffers)
             for side, layout, fast in zip(sides, layouts, at_once, strict=True)
         )
-        for copy in (left, right):
-            copy.begin()
-            self.read_from(copy)
-        if any(at_once):
-            self._pipeline(left, right)
-        else:
-            assert isinstance(left, StagedCopy) and isinstance(right, StagedCopy)
-            self._double_buffering(left, right)
-        self.write_tile()
+        return left, right
 
     def _how_many_buffers(self, layouts: list[Layout]) -> int:
         """As many as fit, and as there are steps; two at least."""
