@@ -8,8 +8,10 @@ from nest_cases import BITS, THREADS, Case, I, axes_of, softmax, text_of
 
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_join import join_stages
+from fusegraph.codegen.cpu.nest_plan import plan_nest
 from fusegraph.codegen.cpu.nest_range import mark_exps
-from fusegraph.dtypes import float32
+from fusegraph.codegen.cpu.nest_strips import plan_strips
+from fusegraph.dtypes import DType, float32, float64
 from fusegraph.ir import scalar
 from fusegraph.ir.loops import Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, op, walk
@@ -92,8 +94,8 @@ def test_the_sum_of_a_row_comes_before_what_reads_it() -> None:
 
 def test_exp_below_the_maximum() -> None:
     case, _ = row_case(6, 64)
-    loop = mark_exps(canonical_loop(softmax(case, 6, 64), case.buffers))
-    names = {node.op for stage in loop.stages for node in walk(stage.expressions())}
+    stages = mark_exps(canonical_loop(softmax(case, 6, 64), case.buffers).stages)
+    names = {node.op for stage in stages for node in walk(stage.expressions())}
     assert "exp_of_negative" in names and "exp" not in names
 
 
@@ -111,7 +113,7 @@ def test_exp_below_another_maximum_is_exp() -> None:
     stores = tuple(Store(case.output(f"o{n}", (4, 33)), (I(r), I(c)), value) for n, value in enumerate(values))
     stages = (Stage(reduce_axes=(c,), reduces=(Reduce("largest", "max", x, float32),)), Stage(axes=(c,), stores=stores))
     loop = Loop("l", (r,), stages)
-    marked = mark_exps(canonical_loop(loop, case.buffers)).stages[1]
+    marked = mark_exps(canonical_loop(loop, case.buffers).stages)[1]
     assert [store.value.op for store in marked.stores] == ["exp", "exp", "exp_of_negative"]
     case.check(loop, bits=BITS)
 
@@ -132,3 +134,47 @@ def test_long_rows_of_large_arrays_are_fetched_ahead(rows: int, columns: int, fe
     assert ("@llvm.prefetch" in text_of(loop, case.buffers)) is fetched
     if fetched:
         case.check(loop)
+
+
+# -- strips ------------------------------------------------------------------------------------------------------------
+
+
+def column_sums(case: Case, rows: tuple[int, ...], columns: int, dtype: DType, *, stored: bool = False) -> Loop:
+    """a[c] = sum of x * (y - mean[rows]), b[c] = max of x, over all rows; then o = a + w[c] * b and p = b."""
+    *k, c = axes_of(*rows, columns, names="klmc"[4 - len(rows) - 1 :])
+    x = case.load(case.input("x", (*rows, columns), dtype), (*k, c))
+    y = case.load(case.input("y", (*rows, columns), dtype), (*k, c))
+    mean = case.load(case.input("mean", rows, dtype), k)
+    w = case.load(case.input("w", (columns,), dtype), (c,))
+    value = op("mul", x, op("sub", y, mean))
+    a, b = scalar.acc("a", dtype), scalar.acc("b", dtype)
+    stages = [Stage(reduce_axes=tuple(k), reduces=(Reduce("a", "sum", value, dtype), Reduce("b", "max", x, dtype)))]
+    if stored:
+        case.output("v", (*rows, columns), dtype)
+        again = tuple(axes_of(*rows, names="rst"))
+        moved = dict(zip(k, map(I, again), strict=True))
+        place = (*map(I, again), I(c))
+        stages.insert(0, Stage(axes=again, stores=(Store("v", place, value.substitute(moved)),)))
+    case.output("o", (columns,), dtype)
+    case.output("p", (columns,), dtype)
+    last = (Store("o", (I(c),), op("add", a, op("mul", w, b))), Store("p", (I(c),), b))
+    return Loop("columns", (c,), (*stages, Stage(stores=last)))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("dtype", [float32, float64])
+@pytest.mark.parametrize("shape", [((512,), 256), ((131,), 517), ((3, 46), 515), ((70,), 1001), ((4, 5, 31), 128)])
+def test_sums_of_columns_in_strips(shape: tuple[tuple[int, ...], int], dtype: DType, stored: bool) -> None:
+    case = Case()
+    loop = column_sums(case, *shape, dtype, stored=stored)
+    canonical = join_stages(canonical_loop(loop, case.buffers))
+    plan = plan_nest(canonical, case.buffers, 8, False, True)
+    assert plan_strips(canonical, plan, False) is not None
+    case.check(loop, rtol=2e-5, atol=2e-4, bits=BITS, threads=THREADS)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 256), (4096, 64), (3, 30000), (400, 9000)])
+def test_sums_of_few_or_near_rows_are_not_cut_in_strips(rows: int, columns: int) -> None:
+    case = Case()
+    canonical = join_stages(canonical_loop(column_sums(case, (rows,), columns, float32), case.buffers))
+    assert plan_strips(canonical, plan_nest(canonical, case.buffers, 8, False, True), False) is None

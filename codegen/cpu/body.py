@@ -60,7 +60,9 @@ class Position:
 
 
 @dataclass
-class _Scope:
+class Scope:
+    """The inside of a loop: where its axes stand, and what has been computed there."""
+
     positions: dict[Axis, Position]
     values: dict[Any, str] = field(default_factory=dict)
 
@@ -82,7 +84,7 @@ class Evaluator:
         self.scalars = PointOps(fn, module, 1, exact)
         self.frame: Frame | None = None
         self._ops = {1: self.scalars}
-        self._scopes = [_Scope({})]
+        self._scopes = [Scope({})]
         self._point_depth = _NOT_YET
         self._needs: dict[Expr, _Needs] = {}
         self.indices = IndexWriter(self)
@@ -102,10 +104,16 @@ class Evaluator:
         return len(self._scopes) - 1
 
     @contextlib.contextmanager
-    def scope(self, positions: Mapping[Axis, Position]) -> Iterator[None]:
+    def scope(self, positions: Mapping[Axis, Position]) -> Iterator[Scope]:
         """The inside of a loop that binds axes; what is computed inside is forgotten at its end."""
-        self._scopes.append(_Scope(dict(positions)))
-        yield
+        with self.again(Scope(dict(positions))) as scope:
+            yield scope
+
+    @contextlib.contextmanager
+    def again(self, scope: Scope) -> Iterator[Scope]:
+        """What was known in a scope is known once more, further inside of the loop that it stood in."""
+        self._scopes.append(scope)
+        yield scope
         self._scopes.pop()
 
     @contextlib.contextmanager

@@ -8,8 +8,9 @@ the stages. Expressions are written by `body`, which places each at the outermos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
@@ -21,6 +22,7 @@ from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
 from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
+from fusegraph.codegen.cpu.nest_strips import Strips, StripWriter, plan_strips
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 from fusegraph.ir.loops_text import print_loop
@@ -37,7 +39,8 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     fn = kernel_function(module, loop)
     describe(fn, loop, program)
     canonical = canonical_loop(loop, program.buffers)
-    canonical = canonical if exact else join_stages(mark_exps(canonical))
+    if not exact:
+        canonical = join_stages(replace(canonical, stages=mark_exps(canonical.stages)))
     if canonical.points() == 0 or not canonical.stages:
         return EmittedKernel(loop.name, buffers, 0, False)
     plan = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel)
@@ -45,8 +48,10 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     pointers = {name: f"%p{position}" for position, name in enumerate(buffers)}
     pointers |= {name: fn.gep("%scratch", offset, "i8") for name, offset in shared.offsets.items()}
     evaluator = Evaluator(fn, module, {**program.buffers, **shared.rows}, pointers, shared.loop.writes(), exact)
-    NestWriter(evaluator, shared.loop, plan).write()
-    return EmittedKernel(loop.name, buffers, shared.scratch_bytes, plan.parallel)
+    strips = plan_strips(shared.loop, plan, exact)
+    NestWriter(evaluator, shared.loop, strips.plan if strips else plan, strips).write()
+    scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
+    return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel)
 
 
 def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:
@@ -69,9 +74,11 @@ def thread_share(fn: FunctionBuilder, count: int, parallel: bool) -> tuple[int |
 class NestWriter:
     """Writes the loops over the space of a canonical loop."""
 
-    def __init__(self, evaluator: Evaluator, loop: Loop, plan: Plan) -> None:
+    def __init__(self, evaluator: Evaluator, loop: Loop, plan: Plan, strips: Strips | None = None) -> None:
         self._e, self._fn, self._loop, self._plan = evaluator, evaluator.fn, loop, plan
         self._stages = StageWriter(evaluator, plan, plan_prefetch(loop, plan, evaluator.buffers))
+        self._strips = strips
+        self._body: Callable[[], None] = lambda: self._stages.write_all(loop.stages)
 
     def write(self) -> None:
         """Everything: the function's body, up to its end."""
@@ -99,7 +106,7 @@ class NestWriter:
         points = math.prod(a.extent for a in outer)
         if points == 1:
             low, high = thread_share(fn, blocks, self._plan.parallel)
-            self._vectors(*self._limits(low, high, unit, axis.extent))
+            self._columns(*self._limits(low, high, unit, axis.extent))
             return
         chunk = -(-blocks // min(blocks, -(-64 // points)))  # blocks
         chunks = -(-blocks // chunk)
@@ -111,6 +118,18 @@ class NestWriter:
             with self._e.scope(self._unravel(point, outer)):
                 self._hoist()
                 self._vectors(*self._limits(first, last, unit, axis.extent))
+
+    def _columns(self, low: int | str, high: int | str) -> None:
+        """This thread's part of a space that is one axis."""
+        if self._strips is None:
+            self._vectors(low, high)
+            return
+
+        def vectors(body: Callable[[], None]) -> None:
+            self._body = body
+            self._vectors(low, high)
+
+        StripWriter(self._e, self._loop, self._strips, vectors).write()
 
     def _limits(self, low: int | str, high: int | str, unit: int, extent: int) -> tuple[int | str, int | str]:
         """Blocks low .. high of `unit` points as points."""
@@ -189,7 +208,7 @@ class NestWriter:
         assert self._plan.axis is not None
         frame = Frame(self._plan.axis, copies[0].lanes, True, tuple(copies))
         with self._e.scope({}), self._e.framed(frame), self._e.point():
-            self._stages.write_all(self._loop.stages)
+            self._body()
 
     def _hoist(self) -> None:
         self._stages.hoist_all(self._loop.stages)

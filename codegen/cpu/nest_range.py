@@ -5,27 +5,27 @@ x - max(x) in softmax, -(x * x) in the derivative of gelu, -|x|: `exp` of these 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_stage
-from fusegraph.ir.loops import Loop
+from fusegraph.ir.loops import Stage
 from fusegraph.ir.scalar import Expr, make
 
 EXP_OF_NEGATIVE = "exp_of_negative"
 
 
-def mark_exps(loop: Loop) -> Loop:
-    """`loop` (its stages' axes have the same names) with `exp` of expressions that are never positive marked.
+def mark_exps(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages of a loop (their axes have the same names) with `exp` of expressions that are never positive marked.
 
     NaN, and inf - inf, are what they were.
     """
     marker = _Marker()
-    stages = []
-    for stage in loop.stages:
-        stages.append(rewrite_stage(stage, marker))
-        marker.largest |= {reduce.name: reduce.value for reduce in stages[-1].reduces if reduce.op == "max"}
+    marked: list[Stage] = []
+    for stage in stages:
+        marked.append(rewrite_stage(stage, marker))
+        marker.largest |= {reduce.name: reduce.value for reduce in marked[-1].reduces if reduce.op == "max"}
         marker.forget()
-    return replace(loop, stages=tuple(stages))
+    return tuple(marked)
 
 
 class _Marker(Rewrite):

@@ -29,6 +29,11 @@ class Accumulator:
         self._largest = reduce.op.endswith("max")
 
     @property
+    def element(self) -> str:
+        """LLVM type of one value."""
+        return self._v.element
+
+    @property
     def types(self) -> list[str]:
         """LLVM types of the state."""
         position = [self._ops.element(self._position_element).type] if self.wants_position else []

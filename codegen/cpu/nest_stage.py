@@ -38,7 +38,7 @@ class StageWriter:
             frame = self._frame(plan)
             with self._e.framed(frame):
                 ahead = self._prefetch if self._prefetch and self._prefetch.stage == number else None
-                _OneStage(self._e, stage, self._plan, plan, ahead).write()
+                OneStage(self._e, stage, self._plan, plan, ahead).write()
 
     def hoist_all(self, stages: Sequence[Stage]) -> None:
         """What the stages need that is known here."""
@@ -57,11 +57,16 @@ class StageWriter:
         return Frame(plan.axis, plan.lanes, False) if plan.axis is not None else None
 
 
-class _OneStage:
+class OneStage:
     """One stage. `rows`: its own plan; None where the lanes lie along an axis of the space."""
 
     def __init__(
-        self, evaluator: Evaluator, stage: Stage, plan: Plan, rows: StagePlan | None, prefetch: Prefetch | None
+        self,
+        evaluator: Evaluator,
+        stage: Stage,
+        plan: Plan,
+        rows: StagePlan | None = None,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self._e, self._fn, self._stage, self._rows = evaluator, evaluator.fn, stage, rows
         self._prefetch = prefetch
@@ -75,7 +80,7 @@ class _OneStage:
         self._position_element = "i32" if count < 1 << 31 else "i64"
         self._twins = _extremes_of_positions(stage)
         own = [reduce for reduce in stage.reduces if reduce.name not in self._twins]
-        self._accumulators = [Accumulator(r, evaluator.ops(self._lanes), self._position_element) for r in own]
+        self.accumulators = [Accumulator(r, evaluator.ops(self._lanes), self._position_element) for r in own]
         self._chains = plan.chains if rows is None and stage.reduces and self._loops else 1
         self._chains = self._chains if self._chains > 1 and self._loops[-1].extent >= 2 * self._chains else 1
         self._copies = (len(frame.copies) if frame is not None else 1) if rows is None else 1
@@ -85,11 +90,11 @@ class _OneStage:
 
     def write(self) -> None:
         """The whole stage; its accumulators are bound afterwards."""
-        states: States = [a.start() for _ in range(self._streams) for a in self._accumulators]
+        states: States = [a.start() for _ in range(self._streams) for a in self.accumulators]
         if all(axis.extent for axis in inner_axes(self._stage)):
             self._e.hoist(self._roots, self._stage.stores)
             states = self._inner(self._loops, states)
-        self._bind(states)
+        self.bind(states)
         if self._stage.stores:
             self._e.forget_loads(store.buffer for store in self._stage.stores)
             for store, copy, value in self._forwards:
@@ -100,7 +105,7 @@ class _OneStage:
     def _inner(self, axes: Sequence[Axis], states: States) -> States:
         """Loops over `axes`, then the points."""
         if not axes:
-            return self._points(states)
+            return self.points(states)
         axis = axes[0]
         if self._is_unrolled(axes):
             for k in range(axis.extent):
@@ -124,7 +129,7 @@ class _OneStage:
 
     def _counted(self, low: int, high: int, step: int, states: States, body: Callable[[str, States], States]) -> States:
         """A loop that carries the accumulators."""
-        types = [t for _ in range(self._streams) for a in self._accumulators for t in a.types]
+        types = [t for _ in range(self._streams) for a in self.accumulators for t in a.types]
         flat = [value for state in states for value in state]
         with self._fn.loop(low, high, step, list(zip(types, flat, strict=True))) as loop:
             following = body(loop.index, _unflatten(loop.phis, states))
@@ -150,7 +155,7 @@ class _OneStage:
 
     # -- points -------------------------------------------------------------------------------------------------------
 
-    def _points(self, states: States) -> States:
+    def points(self, states: States) -> States:
         """All copies at the innermost loop: of the space's vector axis, or along the stage's own."""
         if self._rows is None:
             assert self._e.frame is not None
@@ -208,8 +213,8 @@ class _OneStage:
 
     def _accumulate(self, number: int, copy: Copy | None, states: States) -> None:
         stream = number + self._chain * self._copies if self._rows is None else number % self._streams
-        for which, accumulator in enumerate(self._accumulators):
-            at = stream * len(self._accumulators) + which
+        for which, accumulator in enumerate(self.accumulators):
+            at = stream * len(self.accumulators) + which
             value = self._e.vector(accumulator.reduce.value, copy)
             position = self._position(copy) if accumulator.wants_position else ""
             states[at] = accumulator.step(states[at], value, position, self._mask(copy))
@@ -236,10 +241,10 @@ class _OneStage:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def _bind(self, states: States) -> None:
+    def bind(self, states: States) -> None:
         """Combine the streams; the results are accumulators that later stages read."""
-        width = len(self._accumulators)
-        for which, accumulator in enumerate(self._accumulators):
+        width = len(self.accumulators)
+        for which, accumulator in enumerate(self.accumulators):
             parts = states[which::width]
             if self._rows is not None:
                 final = Accumulator(accumulator.reduce, self._e.scalars, self._position_element)
