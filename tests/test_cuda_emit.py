@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,12 @@ def test_golden_texts(name: str, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update-golden"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
+
+
+def test_kernels_in_the_documentation_are_those_of_today() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "docs/cuda_kernels.py", "--check"], cwd=root, check=False)
+    assert done.returncode == 0, "run python docs/cuda_kernels.py"
 
 
 # -- lint ---------------------------------------------------------------------------------------------------------------

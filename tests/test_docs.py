@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 CODE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Shown, not to be run: docs/generate.py and docs/cuda_matmul.py make them.
-GENERATED = re.compile(r"<!-- (block|figures) \w+ -->\n.*?<!-- end( figures)? -->", re.DOTALL)
+# Shown, not to be run: docs/generate.py, docs/cuda_matmul.py and docs/cuda_kernels.py make them.
+GENERATED = re.compile(r"<!-- (block|figures|kernel) \w+ -->\n.*?<!-- end( figures| kernel)? -->", re.DOTALL)
 
 
 def blocks(page: Path) -> str:

@@ -170,6 +170,7 @@ class _Cutter:
         for place, stage in enumerate(stages):
             if stage.reduces or extent(stage.axes) <= _SMALL:
                 continue
+            chosen: dict[Expr, Expr] = {}
             for number in _numbers(stage):
                 loaded = {e.attribute.buffer for e in walk([number]) if e.op == "load"}
                 writers = [i for i in range(place) if loaded & {store.buffer for store in stages[i].stores}]
@@ -181,7 +182,8 @@ class _Cutter:
                     self.buffers[name] = Buffer(name, (), number.dtype, "temp")
                     known[first, number] = load(name, (), number.dtype)
                     earlier.setdefault(first, []).append(Store(name, (), number))
-                stages[place] = _with(stages[place], number, known[first, number])
+                chosen[number] = known[first, number]
+            stages[place] = _with(stage, chosen)
         made: list[Stage] = []
         for place, stage in enumerate(stages):
             made += [Stage(stores=tuple(earlier[place]))] if place in earlier else []
@@ -209,13 +211,13 @@ def _numbers(stage: Stage) -> list[Expr]:
     return [e for e in dict.fromkeys(parts) if e.op != "cast" or e.args[0].args]
 
 
-def _with(stage: Stage, old: Expr, new: Expr) -> Stage:
-    """The stage with one expression in place of another."""
+def _with(stage: Stage, chosen: dict[Expr, Expr]) -> Stage:
+    """The stage with expressions in place of others."""
 
-    def chosen(node: Expr, args: tuple[Expr, ...]) -> Expr:
-        return new if node is old else make(node.op, args, node.dtype, node.attribute)
+    def replaced(node: Expr, args: tuple[Expr, ...]) -> Expr:
+        return chosen.get(node) or make(node.op, args, node.dtype, node.attribute)
 
-    values = rewrite(stage.expressions(), chosen)
+    values = rewrite(stage.expressions(), replaced)
     return replace(stage, stores=tuple(replace(s, value=v) for s, v in zip(stage.stores, values, strict=True)))
 
 
