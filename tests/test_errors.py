@@ -311,3 +311,21 @@ def test_nan_passes_through() -> None:
     out = net(x).detach().numpy()
     assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
     assert np.isnan(F.cross_entropy(x, np.array([0, 1])).item())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "python", "reference"])
+@pytest.mark.parametrize("bad", [3, -4])
+def test_a_compiled_index_out_of_range(backend: str, bad: int) -> None:
+    """x[i] with an i that comes with the arguments: as in eager code, and nothing has been changed."""
+    table = fg.tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+
+    @fg.compile(backend=backend)
+    def bump(i: Any, j: Any) -> Any:
+        table.add_(1.0)
+        return table[i, j]
+
+    np.testing.assert_array_equal(bump(np.array([0, -3, 2]), np.array([3, -4, 0])), table.numpy()[[0, 0, 2], [3, 0, 0]])
+    before = table.numpy().copy()
+    with pytest.raises(IndexRangeError, match=rf"axis 0 of shape \[3, 4\], {bad} at \[1\].* is outside of \[-3, 3\)"):
+        bump(np.array([0, bad, 2]), np.array([3, -4, 0]))
+    np.testing.assert_array_equal(table.numpy(), before)

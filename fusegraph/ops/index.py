@@ -91,9 +91,11 @@ def _gather_arrays(x: Tensor, arrays: list[tuple[int, Tensor]]) -> Tensor:
     extent = 1
     for axis, index in arrays:
         n = x.shape[axis]
-        index = ew.cast(index, "int64")
-        if not index.is_symbol:
+        if index.is_symbol:
+            index = ew.check_index(index, -n, n, f"index of axis {axis} of shape {list(x.shape)},")
+        else:
             _check_concrete(index, n, axis, x)
+        index = ew.cast(index, "int64")
         index = ew.where(ew.lt(index, 0), ew.add(index, n), index)
         index = emit.expand(index, shape)
         flat = index if flat is None else ew.add(ew.mul(flat, n), index)
