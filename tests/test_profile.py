@@ -170,6 +170,19 @@ def test_times_are_read_from_stamps() -> None:
     assert timing.typical() == 0
 
 
+@pytest.mark.parametrize("backend", ["cpu", "python", "reference"])
+@pytest.mark.parametrize(
+    "function", [lambda x: x, lambda x: x[:0].exp(), lambda x: None], ids=["same", "empty", "none"]
+)
+def test_programs_that_compute_nothing(function: Any, backend: str, tmp_path: Path) -> None:
+    compiled = fg.compile(function, backend=backend)
+    explanation = compiled.explain(np.ones((3, 2), np.float32))
+    profile = compiled.profile(np.ones((3, 2), np.float32), steps=2)
+    assert str(explanation) and explanation.to_markdown() and explanation._repr_html_()
+    assert "us a call on" in str(profile) and profile.to_chrome_trace()["traceEvents"]
+    assert compiled.dump(tmp_path, np.ones((3, 2), np.float32))
+
+
 def test_wrong_counts_and_backends_are_refused() -> None:
     model = Model()
     with pytest.raises(OptionError, match="at least 1 step"):

@@ -58,11 +58,13 @@ class Timing:
 
     def total_ns(self) -> Array:
         """[step]: from the first note to the last."""
+        if not self.stamps.size:  # a program without kernels
+            return np.zeros(len(self.stamps))
         return self.stamps.max(axis=(1, 2, 3)) - self.stamps.min(axis=(1, 2, 3))
 
     def tail_ns(self) -> Array:
         """[step]: the time that threads which were done waited for the last one, added up."""
-        ends = self.stamps[..., ENDED].max(2)
+        ends = self.stamps[..., ENDED].max(2, initial=0.0)
         return (ends.max(1, keepdims=True) - ends).sum(1)
 
     def typical(self) -> int:
