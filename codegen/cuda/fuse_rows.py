@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from fusegraph.codegen.cuda.nest_plan import extent, stage_axes
 from fusegraph.ir.index import Axis, Index
-from fusegraph.ir.loops import Buffer, Loop, Program, Stage
+from fusegraph.ir.loops import Buffer, Loop, Program, Reduce, Stage
 from fusegraph.ir.scalar import Expr, acc, make, replace_loads, rewrite, walk
 
 _CHEAP = 1 << 16  # elements of a reduction that two loops may both do
@@ -52,7 +52,7 @@ def _slices(loop: Loop) -> list[Loop]:
     return parts
 
 
-def _needed(roots: list[Expr], reduces: dict[str, tuple[object, Stage]]) -> set[str]:
+def _needed(roots: list[Expr], reduces: dict[str, tuple[Reduce, Stage]]) -> set[str]:
     """Accumulators below `roots`, and below what they add up."""
     found: set[str] = set()
     waiting = list(roots)
@@ -154,7 +154,7 @@ def _one_loop(a: Loop, b: Loop) -> Loop:
     """The stages of both, over the space of `a`."""
     mapping = {old: Index.of(new) for old, new in zip(b.space, a.space, strict=True) if old is not new}
     taken = {reduce.name for stage in a.stages for reduce in stage.reduces}
-    names = {}
+    names: dict[str, str] = {}
     for reduce in (reduce for stage in b.stages for reduce in stage.reduces):
         names[reduce.name] = reduce.name if reduce.name not in taken else f"{reduce.name}_{len(taken) + len(names)}"
 

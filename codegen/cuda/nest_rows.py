@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fusegraph.codegen.cuda.nest_plan import SECTOR, WARP, Key, NestPlan, extent, flat, space_places, stage_axes
-from fusegraph.ir.index import Axis, Index, Indirect
+from fusegraph.ir.index import Atom, Axis, Index, Indirect
 from fusegraph.ir.loops import Buffer, Loop, Program, Stage
 from fusegraph.ir.scalar import Expr, Load, indirect_values, replace_loads, walk
 
@@ -199,7 +199,7 @@ def _in_row(load: Load, stage: Stage, stored: bool, span: int, plan: NestPlan, b
 def row_part(index: Index, space: tuple[Axis, ...], points: int, span: int) -> Index | None:
     """What `index` adds to the point's number times `span`, if that stays within 0 ... span - 1; else None."""
     point = Axis("point", points)
-    fixed = {atom: c for atom, c in index.terms if isinstance(atom, Indirect)}
+    fixed: dict[Atom, int] = {atom: c for atom, c in index.terms if isinstance(atom, Indirect)}
     plain = Index(index.constant, tuple(term for term in index.terms if term[0] not in fixed))
     if any(indirect_values(Index(0, (term,))) for term in plain.terms):
         return None

@@ -45,8 +45,8 @@ CUDA = Target(
 # float32 without exact: at most 2 units in the last place off, over the whole range, where the rounded ones are subroutines
 FAST = replace(
     CUDA,
-    functions=CUDA.functions | {"div": "div_full({0}, {1})", "sqrt": "sqrt_approx({0})", "rsqrt": "rsqrt_approx({0})"},
-    helpers=CUDA.helpers | {"sigmoid": "fast_sigmoid"},
+    functions={**CUDA.functions, "div": "div_full({0}, {1})", "sqrt": "sqrt_approx({0})", "rsqrt": "rsqrt_approx({0})"},
+    helpers={**CUDA.helpers, "sigmoid": "fast_sigmoid"},
 )
 
 

@@ -34,8 +34,9 @@ def emit_scatter(loop: Loop, program: Program, names: ProgramNames, exact: bool 
     shared = independent_axes(stage, program) if exact else stage.axes
     serial = tuple(axis for axis in stage.axes if axis not in shared)
     row = _owned_axis(stage, shared) if exact else None
-    owner = (Axis(f"owner{len(program.buffers)}", row[1].extent),) if row else ()
-    plan = NestPlan(replace(loop, space=loop.space + owner + shared), "thread", extent(loop.space + owner + shared))
+    owner = [Axis(f"owner{len(program.buffers)}", row[1].extent)] if row else []
+    space = (*loop.space, *owner, *shared)
+    plan = NestPlan(replace(loop, space=space), "thread", extent(space))
     if row is not None:
         writer: _ScatterWriter = _OwnerWriter(plan, names, stage, serial, exact, row, owner[0])
         how = "a thread owns an element and walks through all points in C order"
