@@ -27,7 +27,9 @@ def parser(description: str, models: Iterable[str], out: str) -> argparse.Argume
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = list(models)
     options.add_argument("--model", choices=models, default=models[0], help=f"network (default: {models[0]})")
-    options.add_argument("--backend", choices=["cpu", "cuda", "numba", "reference"], default="cpu", help="code generator")
+    options.add_argument(
+        "--backend", choices=["cpu", "cuda", "numba", "reference"], default="cpu", help="code generator"
+    )
     options.add_argument("--eager", action="store_true", help="do not compile: every operation runs in numpy")
     options.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training data")
     options.add_argument("--batch-size", type=_positive, metavar="N", help="examples a step")

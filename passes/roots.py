@@ -134,10 +134,10 @@ def _rows_of_factors(updates: Node) -> Iterator[Node]:
         source = without_expand(factor)
         if source.shape in ((), (1,)) or updates.size < 8 * source.size:
             continue
-        axes = tuple(Index.of(Axis(f"r{i}", extent)) for i, extent in enumerate(source.shape))
+        axes = tuple(Axis(f"r{i}", extent) for i, extent in enumerate(source.shape))
         memory = base(source)
-        read = Inliner({memory: "x"}).value(source, axes)
-        if read.op == "load" and flatten_index(read.attribute.index, memory.shape).coefficient(axes[-1].axis) not in (
+        read = Inliner({memory: "x"}).value(source, tuple(map(Index.of, axes)))
+        if read.op == "load" and flatten_index(read.attribute.index, memory.shape).coefficient(axes[-1]) not in (
             0,
             1,
         ):
