@@ -22,7 +22,10 @@ SEED = {"kim": 1}
 MOST_KERNELS = {
     "mlp": {"sgd": 13, "adam": 13},
     "minitorch": {"sgd": 19, "adam": 19},
-    "lenet": {"sgd": 24, "adam": 24},
+    "lenet": {
+        "sgd": 25,
+        "adam": 25,
+    },  # a bias before pooling sums up where the maxima are: one kernel more, a third less read
     "bag": {"sgd": 11, "adam": 11},
     # its convolutions' gradients are scatters with zeroed targets: more kernels, a fifth of the time
     "kim": {"sgd": 36, "adam": 37},

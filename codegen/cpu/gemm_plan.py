@@ -43,7 +43,7 @@ _LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, way
 _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
 _STORE, _STRIDED = 2.0, 18.0  # for each vector of the output, and each access of it to columns that are apart
-_ACROSS_LINES = 1.4  # factor for dot products that are read at any offset, often across two lines
+_ACROSS_LINES = 1.5  # loads that count for one at any offset: half of the vectors lie across two lines
 _THROUGH = 0.06  # for each element that is read from the third-level cache or beyond
 _FAR_DOTS = 1.3  # factor for dot products of vectors that come from the second-level cache
 _CALL = 25.0  # for each tile
@@ -163,13 +163,13 @@ class GemmPlan:
         return vectors * extent_of(self.sums) * self.found.reduce.dtype.itemsize > _LINE * _SETS * _WAYS // 2
 
     def _dot_cycles(self) -> float:
-        step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes)
+        step, last = dot_cost(self.tile, self.row_extent, self.found.column.extent, self.lanes, self._across_lines())
         steps = extent_of(self.sums[:-1]) * -(-self.sums[-1].extent // self.lanes)
-        step *= self._across_lines() * (_FAR_DOTS if self.is_far else 1.0)
+        step *= _FAR_DOTS if self.is_far else 1.0
         return extent_of(self.blocks) * steps * step + last
 
     def _across_lines(self) -> float:
-        """Factor for dot products whose vectors lie across the lines of the cache."""
+        """Loads that a load of dot products counts for: more than one where vectors lie across the lines of the cache."""
         strides = [0]
         for flat in (self.found.wide.flat, self.found.narrow.flat):
             strides += [flat.constant, *(factor for atom, factor in flat.terms if atom is not self.sums[-1])]

@@ -86,22 +86,25 @@ def dot_tiles(rows: int, columns: int, lanes: int, registers: int) -> tuple[Tile
     return tuple(fitting[:_KEPT])
 
 
-def dot_cost(tile: Tile, rows: int, columns: int, lanes: int) -> tuple[float, float]:
-    """Estimated cycles of one vector of steps, and of the sums across lanes at the end, of a rows x columns output."""
+def dot_cost(tile: Tile, rows: int, columns: int, lanes: int, load: float = 1.0) -> tuple[float, float]:
+    """Estimated cycles of one vector of steps, and of the sums across lanes at the end, of a rows x columns output.
+
+    `load`: how many loads one load costs (more than one where vectors lie across the lines of the cache).
+    """
     full, rest = divmod(columns, tile.vectors)
     step = last = 0.0
     for first, end, size in even_split(rows, tile.rows).sizes():
         for width, count in ((tile.vectors, full), (rest, 1 if rest else 0)):
-            step += (end - first) * count * _cycles(size, width) if count else 0.0
+            step += (end - first) * count * _cycles(size, width, load) if count else 0.0
             last += (end - first) * count * size * 4.0 * lanes / 2
     return step, last
 
 
-def _cycles(rows: int, vectors: int) -> float:
+def _cycles(rows: int, vectors: int, load: float = 1.0) -> float:
     """Cycles of one step of k: multiply-adds, loads, front end, and the latency of a chain of sums.
 
     Loads cost a little even where they are not what limits: they come from the second-level cache now and then.
     """
     products, loads = rows * vectors, rows + vectors
-    busy = max(products / 2, loads / 2, (products + loads + 3) / _OPERATIONS_PER_CYCLE, _FMA_LATENCY)
+    busy = max(products / 2, load * loads / 2, (products + loads + 3) / _OPERATIONS_PER_CYCLE, _FMA_LATENCY)
     return busy + 0.03 * loads
