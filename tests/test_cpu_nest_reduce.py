@@ -426,12 +426,15 @@ def test_text_is_the_same_every_time_and_tells_what_it_is():
 
 
 def test_small_rows_stay_in_registers():
-    """Softmax over 10 classes: x is read once, exp is computed once, there is no inner loop."""
+    """Softmax over 10 classes: x is read once, exp is computed once, there is no inner loop.
+
+    Two rows at a time, and one that may be left over: the text has three.
+    """
     case = Case()
     kernel = text_of(softmax(case, 64, 10), case.buffers).split("}")[0]
-    assert kernel.count("@fg_exp") == 2  # 8 + 2 lanes
-    assert len(re.findall(r"^loop\d+:", kernel, re.M)) == 1
-    assert len(re.findall(r"= (load|call) <8 x float>.*(load|ptr)", kernel)) == 2
+    assert kernel.count("@fg_exp") == 3 * 2  # 8 + 2 lanes
+    assert len(re.findall(r"^loop\d+:", kernel, re.M)) == 2
+    assert len(re.findall(r"= (load|call) <8 x float>.*(load|ptr)", kernel)) == 3 * 2
 
 
 def test_small_kernels_run_on_one_thread():

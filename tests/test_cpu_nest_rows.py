@@ -8,11 +8,13 @@ from nest_cases import BITS, THREADS, Case, I, axes_of, softmax, text_of
 
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_join import join_stages
+from fusegraph.codegen.cpu.nest_pairs import Pairs, plan_pairs
 from fusegraph.codegen.cpu.nest_plan import plan_nest
 from fusegraph.codegen.cpu.nest_range import mark_exps
 from fusegraph.codegen.cpu.nest_strips import plan_strips
-from fusegraph.dtypes import DType, float32, float64
+from fusegraph.dtypes import DType, bool_, float32, float64
 from fusegraph.ir import scalar
+from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, op, walk
 
@@ -118,6 +120,25 @@ def test_exp_below_another_maximum_is_exp() -> None:
     case.check(loop, bits=BITS)
 
 
+def test_exp_below_a_maximum_of_what_is_overwritten_is_exp() -> None:
+    """x - max(x), but x is doubled in between."""
+    case = Case()
+    (r, c) = axes_of(6, 40, names="rc")
+    case.input("x", (6, 40), role="state")
+    case.output("o", (6, 40))
+    x, place = case.load("x", (r, c)), (I(r), I(c))
+    value = op("exp", op("sub", x, scalar.acc("largest", float32)))
+    stages = (
+        Stage(reduce_axes=(c,), reduces=(Reduce("largest", "max", x, float32),)),
+        Stage(axes=(c,), stores=(Store("x", place, op("add", x, x)),)),
+        Stage(axes=(c,), stores=(Store("o", place, value),)),
+    )
+    loop = Loop("l", (r,), stages)
+    marked = mark_exps(canonical_loop(loop, case.buffers).stages)
+    assert marked[2].stores[0].value.op == "exp"
+    case.check(loop, bits=BITS)
+
+
 def test_softmax_of_infinite_rows() -> None:
     case = Case()
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
@@ -178,3 +199,55 @@ def test_sums_of_few_or_near_rows_are_not_cut_in_strips(rows: int, columns: int)
     case = Case()
     canonical = join_stages(canonical_loop(column_sums(case, (rows,), columns, float32), case.buffers))
     assert plan_strips(canonical, plan_nest(canonical, case.buffers, 8, False, True), False) is None
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def causal_softmax(case: Case, rows: int, columns: int, *, reverse: bool = False) -> Loop:
+    """exp of the masked row goes through a local buffer, as fusion makes it; `reverse`: read from its end."""
+    r, c, d = axes_of(rows, columns, columns, names="rcd")
+    case.input("x", (rows, columns))
+    case.output("e", (columns,), role="local")
+    case.output("o", (rows, columns))
+    largest, total = scalar.acc("largest", float32), scalar.acc("total", float32)
+
+    def masked(axis: Axis) -> Expr:
+        seen = op("ge", scalar.index_value(I(r)), scalar.index_value(I(axis)), dtype=bool_)
+        return op("where", seen, case.load("x", (r, axis)), scalar.const(-np.inf, float32))
+
+    def kept(axis: Axis) -> Expr:
+        return scalar.load("e", (I(columns - 1) - I(axis) if reverse else I(axis),), float32)
+
+    return Loop(
+        "causal",
+        (r,),
+        (
+            Stage(reduce_axes=(c,), reduces=(Reduce("largest", "max", masked(c), float32),)),
+            Stage(axes=(c,), stores=(Store("e", (I(c),), op("exp", op("sub", masked(c), largest))),)),
+            Stage(reduce_axes=(d,), reduces=(Reduce("total", "sum", kept(d), float32),)),
+            Stage(axes=(d,), stores=(Store("o", (I(r), I(d)), op("div", kept(d), total)),)),
+        ),
+    )
+
+
+def pairs_of(case: Case, loop: Loop) -> Pairs | None:
+    canonical = join_stages(canonical_loop(loop, case.buffers))
+    return plan_pairs(canonical, plan_nest(canonical, case.buffers, 8, False, True), case.buffers)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 16, 37])
+@pytest.mark.parametrize("columns", [10, 33, 64])
+def test_short_rows_in_pairs(rows: int, columns: int) -> None:
+    case = Case()
+    loop = causal_softmax(case, rows, columns)
+    pairs = pairs_of(case, loop)
+    assert pairs is not None and "e" not in pairs.loop.reads() + pairs.loop.writes()
+    case.check(loop, bits=BITS, threads=THREADS)
+
+
+def test_rows_that_go_through_memory_are_not_paired() -> None:
+    case = Case()
+    loop = causal_softmax(case, 16, 64, reverse=True)
+    assert pairs_of(case, loop) is None
+    case.check(loop, bits=BITS, threads=THREADS)

@@ -284,7 +284,8 @@ class Evaluator:
         if node.op == "div" and self._by_reciprocal(node):
             return self._divide(node, copy)
         if node.op in COMPARISONS and copy and all(map(self._is_small_index, node.args)):
-            return ops.compare(node.op, *(self._small_index(arg, copy) for arg in node.args), int32)
+            a, b = (self._small_index(arg, copy) for arg in node.args)
+            return ops.compare(node.op, a, b, int32)
         args = [self.vector(arg, copy) for arg in node.args]
         if node.op == "philox":
             return ops.philox(args[0], args[1], self.indices.low_word(node.attribute, copy))

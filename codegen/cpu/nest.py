@@ -17,6 +17,7 @@ from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_join import join_stages
+from fusegraph.codegen.cpu.nest_pairs import plan_pairs
 from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
 from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
@@ -44,12 +45,14 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     if canonical.points() == 0 or not canonical.stages:
         return EmittedKernel(loop.name, buffers, 0, False)
     plan = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel)
+    pairs = None if exact else plan_pairs(canonical, plan, program.buffers)
+    canonical, plan = (pairs.loop, pairs.plan) if pairs else (canonical, plan)
     shared = share_rows(canonical, plan)
     pointers = {name: f"%p{position}" for position, name in enumerate(buffers)}
     pointers |= {name: fn.gep("%scratch", offset, "i8") for name, offset in shared.offsets.items()}
     evaluator = Evaluator(fn, module, {**program.buffers, **shared.rows}, pointers, shared.loop.writes(), exact)
     strips = plan_strips(shared.loop, plan, exact)
-    NestWriter(evaluator, shared.loop, strips.plan if strips else plan, strips).write()
+    NestWriter(evaluator, shared.loop, strips.plan if strips else plan, strips, pairs is not None).write()
     scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
     return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel)
 
@@ -74,8 +77,10 @@ def thread_share(fn: FunctionBuilder, count: int, parallel: bool) -> tuple[int |
 class NestWriter:
     """Writes the loops over the space of a canonical loop."""
 
-    def __init__(self, evaluator: Evaluator, loop: Loop, plan: Plan, strips: Strips | None = None) -> None:
-        self._e, self._fn, self._loop, self._plan = evaluator, evaluator.fn, loop, plan
+    def __init__(
+        self, evaluator: Evaluator, loop: Loop, plan: Plan, strips: Strips | None = None, pairs: bool = False
+    ) -> None:
+        self._e, self._fn, self._loop, self._plan, self._pairs = evaluator, evaluator.fn, loop, plan, pairs
         self._stages = StageWriter(evaluator, plan, plan_prefetch(loop, plan, evaluator.buffers))
         self._strips = strips
         self._body: Callable[[], None] = lambda: self._stages.write_all(loop.stages)
@@ -93,9 +98,28 @@ class NestWriter:
             self._outer(rest)
             return
         self._fn.comment(f"for {', '.join(f'{a.name} < {a.extent}' for a in shared)}: this thread's part")
+        if self._pairs:
+            low = self._in_pairs(low, high, shared)
         with self._fn.loop(low, high) as loop, self._e.scope(self._unravel(loop.index, shared)):
             self._hoist()
             self._outer(rest)
+
+    def _in_pairs(self, low: int | str, high: int | str, axes: Sequence[Axis]) -> str:
+        """Points low .. high two at a time, stage by stage in turn; gives the first point that is left over."""
+        fn = self._fn
+        count = fn.affine([(1, str(high)), (-1, str(low))])
+        end = fn.affine([(1, str(low)), (1, fn.op(f"and i64 {count}, -2"))])
+        with fn.loop(low, end, 2) as loop:
+            points = []
+            for number in (loop.index, fn.op(f"add i64 {loop.index}, 1")):
+                with self._e.scope(self._unravel(number, axes)) as scope:
+                    self._hoist()
+                    points.append(scope)
+            for number, stage in enumerate(self._loop.stages):
+                for scope in points:
+                    with self._e.again(scope), self._e.point():
+                        self._stages.write_one(number, stage)
+        return end
 
     def _split_with_vector(self, outer: Sequence[Axis]) -> None:
         """Few points outside: (point, block of the vector axis) pairs are shared."""

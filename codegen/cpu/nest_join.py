@@ -34,11 +34,11 @@ def _joined(a: Stage, b: Stage) -> Stage | None:
     mine, theirs = _loads(a), _loads(b)
     if _reads_accumulators(b, {reduce.name for reduce in a.reduces}):
         return None
-    if not _meet_at_points(a.stores, theirs) or not _meet_at_points(b.stores, mine):
+    if not meet_at_points(a.stores, theirs) or not meet_at_points(b.stores, mine):
         return None
     if {store.buffer for store in a.stores} & {store.buffer for store in b.stores}:
         return None
-    b = rewrite_stage(b, _Forward(a.stores))
+    b = rewrite_stage(b, Forward(a.stores))
     reduce_axes = a.reduce_axes or b.reduce_axes
     axes = () if reduce_axes else a.axes
     return Stage(axes, reduce_axes, a.reduces + b.reduces, a.stores + b.stores)
@@ -52,14 +52,14 @@ def _reads_accumulators(stage: Stage, names: set[str]) -> bool:
     return any(node.op == "acc" and node.attribute in names for node in walk(stage_roots(stage)))
 
 
-def _meet_at_points(stores: Sequence[Store], loads: Sequence[Load]) -> bool:
+def meet_at_points(stores: Sequence[Store], loads: Sequence[Load]) -> bool:
     """Whether every load of a buffer that is stored is one of the very element that the same point stores."""
     places = {store.buffer: store.index for store in stores}
     plain = all(store.mode == "store" for store in stores)
     return plain and all(load.index == places[load.buffer] and not load.mask for load in loads if load.buffer in places)
 
 
-class _Forward(Rewrite):
+class Forward(Rewrite):
     """Replaces loads of what was just stored by its value."""
 
     def __init__(self, stores: Sequence[Store]) -> None:

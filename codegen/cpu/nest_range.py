@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_stage
 from fusegraph.ir.loops import Stage
-from fusegraph.ir.scalar import Expr, make
+from fusegraph.ir.scalar import Expr, make, walk
 
 EXP_OF_NEGATIVE = "exp_of_negative"
 
@@ -21,11 +21,17 @@ def mark_exps(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """
     marker = _Marker()
     marked: list[Stage] = []
+    written = {store.buffer for stage in stages for store in stage.stores}
     for stage in stages:
         marked.append(rewrite_stage(stage, marker))
-        marker.largest |= {reduce.name: reduce.value for reduce in marked[-1].reduces if reduce.op == "max"}
+        maxima = [reduce for reduce in marked[-1].reduces if reduce.op == "max"]
+        marker.largest |= {reduce.name: reduce.value for reduce in maxima if not _reads(reduce.value, written)}
         marker.forget()
     return tuple(marked)
+
+
+def _reads(root: Expr, buffers: set[str]) -> bool:
+    return any(node.op == "load" and node.attribute.buffer in buffers for node in walk([root]))
 
 
 class _Marker(Rewrite):

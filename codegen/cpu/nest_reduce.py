@@ -59,7 +59,7 @@ class Accumulator:
             return self._choose(state, (value, position), mask, ties=False)
         if mask is not None:
             value = self._v.select(mask, value, self._identity())
-        return (self._merge(state[0], value),)
+        return (value if state[0] == self._identity() else self._merge(state[0], value),)
 
     def combine(self, a: State, b: State) -> State:
         """Two states as one."""

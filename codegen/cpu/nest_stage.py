@@ -33,12 +33,16 @@ class StageWriter:
     def write_all(self, stages: Sequence[Stage]) -> None:
         """All stages, at the current point."""
         for number, stage in enumerate(stages):
-            self._fn.comment(_title(stage))
-            plan = self._stage_plan(number)
-            frame = self._frame(plan)
-            with self._e.framed(frame):
-                ahead = self._prefetch if self._prefetch and self._prefetch.stage == number else None
-                OneStage(self._e, stage, self._plan, plan, ahead).write()
+            self.write_one(number, stage)
+
+    def write_one(self, number: int, stage: Stage) -> None:
+        """Stage `number`, at the current point."""
+        self._fn.comment(_title(stage))
+        plan = self._stage_plan(number)
+        frame = self._frame(plan)
+        with self._e.framed(frame):
+            ahead = self._prefetch if self._prefetch and self._prefetch.stage == number else None
+            OneStage(self._e, stage, self._plan, plan, ahead).write()
 
     def hoist_all(self, stages: Sequence[Stage]) -> None:
         """What the stages need that is known here."""
