@@ -58,7 +58,9 @@ def docstring(loop: Loop, names: ProgramNames, how: str = "", hidden: frozenset[
         (
             names.buffers[b.name],
             f"{b.dtype.name}[{', '.join(map(str, b.shape))}]",
-            b.role + (", written" if b.name in written else ""),
+            b.role
+            + (", written" if b.name in written else "")
+            + (f", {names.narrow[b.name]} in memory" if b.name in names.narrow else ""),
         )
         for b in buffers
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from fusegraph.codegen.python_helpers import HELPER_NAMES
 from fusegraph.errors import CompilerError
@@ -44,8 +46,10 @@ def kernel_buffers(loop: Loop) -> tuple[str, ...]:
 class ProgramNames:
     """One Python name for each buffer and each kernel of `program`, all different.
 
-    Raises CompilerError when two kernels have the same name.
+    Raises CompilerError when two kernels have the same name. narrow: buffers whose elements are of another type in memory.
     """
+
+    narrow: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -78,8 +78,8 @@ class StepMemory:
         found = []
         kinds = self.step.types(kernel)
         for name, kind, (base, offset) in zip(kernel.buffers, kinds, launch.arguments, strict=True):
-            end = offset + self.program.buffers[name].nbytes
-            array = self.flat[base][offset:end].view(kind)
+            end = offset + self.step.in_memory.buffers[name].nbytes
+            array = self.flat[base][offset:end].view("uint16" if name in self.step.narrow else kind)
             if base in self.constant:
                 array.flags.writeable = False
             defined = self.defined[base][offset:end] if base in self.defined else None
@@ -89,7 +89,7 @@ class StepMemory:
     def _forget(self, kernel: CudaKernel, launch: Launch) -> None:
         """A temp that is used for the first time is undefined, whatever lay there, but for temps whose place it takes over."""
         spans = {
-            name: (offset, offset + self.program.buffers[name].nbytes)
+            name: (offset, offset + self.step.in_memory.buffers[name].nbytes)
             for name, (base, offset) in zip(kernel.buffers, launch.arguments, strict=True)
             if base == ARENA and self.step.memory.arena[name] == offset
         }

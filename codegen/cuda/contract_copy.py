@@ -128,13 +128,15 @@ class AsyncCopy(Operand):
 
 
 def may_copy_at_once(writer: ContractWriter, factor: Factor, layout: Layout) -> bool:
-    """Whether cp.async serves: a plain load of 32-bit elements whose place depends on no run-time index.
+    """Whether cp.async serves: a plain load of elements of 32 bits in memory whose place depends on no run-time index.
 
     Four neighbours that part in shared memory go through registers: one load of 128 bits and four stores take fewer
     instructions than four copies, each with its addresses (main loop on sm_80: 90.6 % FFMA against 89.0 %).
     """
     value = factor.value
     if value.op != "load" or value.dtype.name != "float32" or writer.reduce.dtype.name != "float32":
+        return False
+    if value.attribute.buffer in writer.names.narrow:
         return False
     if factor.vector > 1 and factor.along != layout.neighbours:
         return False

@@ -11,6 +11,8 @@ from llvmlite import ir
 from numba.cuda import nvvmutils, types
 from numba.cuda.extending import intrinsic
 
+from fusegraph.codegen.cuda.device_storage import narrowed, widened
+
 _INT64 = ir.IntType(64)
 
 
@@ -33,7 +35,7 @@ def _quad(builder: Any, pointer: Any) -> tuple[Any, int]:
 
 @intrinsic
 def load4(typingctx: Any, base: Any, index: Any) -> Any:
-    """base[index : index + 4] as a tuple, read at once; `index` is a multiple of 4 and `base` 16-byte aligned."""
+    """base[index : index + 4] as a tuple, read at once; `index` is a multiple of 4 and `base` aligned for four elements."""
     element = base.dtype
     signature = types.UniTuple(element, 4)(base, index)
 
@@ -44,6 +46,7 @@ def load4(typingctx: Any, base: Any, index: Any) -> Any:
         value = builder.load(pointer)
         value.align = align
         parts = [builder.extract_element(value, ir.IntType(32)(i)) for i in range(4)]
+        parts = [widened(builder, signature.args[0], part) for part in parts]
         return context.make_tuple(builder, signature.return_type, parts)
 
     return signature, generate
@@ -61,7 +64,8 @@ def store4(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any
         )
         value = ir.Constant(pointer.type.pointee, ir.Undefined)
         for i in range(4):
-            value = builder.insert_element(value, args[2 + i], ir.IntType(32)(i))
+            part = narrowed(builder, signature.args[0], args[2 + i])
+            value = builder.insert_element(value, part, ir.IntType(32)(i))
         store = builder.store(value, pointer)
         store.align = align
         return context.get_dummy_value()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from fusegraph.codegen.cuda.helpers import HELPER_NAMES
 from fusegraph.codegen.cuda.intrinsics import INTRINSICS
+from fusegraph.codegen.cuda.storage import Narrow
 from fusegraph.codegen.python_names import ProgramNames, identifier, unused
 from fusegraph.dtypes import SUPPORTED
 from fusegraph.ir.loops import Program
@@ -13,7 +16,10 @@ _VARIABLES = {"lane", "slot", "part"}  # loop variables with fixed names
 
 
 class CudaNames(ProgramNames):
-    """One name for each buffer and each kernel of a program, all different. exact: how their text computes (ops.py)."""
+    """One name for each buffer and each kernel of a program, all different.
+
+    exact: how their text computes (ops.py); narrow: buffers that are kept in 16 bits (storage.py).
+    """
 
     exact = False
 
@@ -25,8 +31,8 @@ class CudaNames(ProgramNames):
         return name
 
 
-def cuda_names(program: Program, exact: bool = False) -> CudaNames:
+def cuda_names(program: Program, exact: bool = False, narrow: Narrow = MappingProxyType({})) -> CudaNames:
     """Names for `program`."""
     names = CudaNames(program)
-    names.exact = exact
+    names.exact, names.narrow = exact, narrow
     return names

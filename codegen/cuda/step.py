@@ -7,7 +7,7 @@ kernel sees all that those before it wrote. Small loops that do not wait for eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fusegraph.codegen.cuda.batches import Work, in_batches, one_kernel
@@ -21,6 +21,8 @@ from fusegraph.codegen.cuda.names import cuda_names
 from fusegraph.codegen.cuda.nest import emit_nest
 from fusegraph.codegen.cuda.rewrite import prepare
 from fusegraph.codegen.cuda.scatter import emit_scatter
+from fusegraph.codegen.cuda.storage import Narrow, as_in_memory, narrow_buffers
+from fusegraph.codegen.cuda.writer import memory_type
 from fusegraph.codegen.memory import MemoryPlan, plan_memory
 from fusegraph.codegen.python import program_header
 from fusegraph.codegen.python_names import ProgramNames
@@ -41,22 +43,31 @@ class Launch:
 
 @dataclass(frozen=True)
 class CudaStep:
-    """program: what the kernels compute (locals made temps, long sums split). source: one module with all kernels."""
+    """program: what the kernels compute (locals made temps, long sums split). source: one module with all kernels.
+
+    narrow: buffers that are kept in 16 bits, with the type of their elements.
+    """
 
     program: Program
     kernels: tuple[CudaKernel, ...]
     launches: tuple[Launch, ...]
     memory: MemoryPlan
     source: str
+    narrow: Narrow = field(default_factory=dict)
 
     def kernel(self, name: str) -> CudaKernel:
         """The kernel called `name`."""
         return next(kernel for kernel in self.kernels if kernel.name == name)
 
     @cached_property
+    def in_memory(self) -> Program:
+        """The program with types of the size that elements have in memory."""
+        return as_in_memory(self.program, self.narrow)
+
+    @cached_property
     def costs(self) -> tuple[LaunchCost, ...]:
         """Blocks, threads and bytes moved of every launch, in order."""
-        return launch_costs(self.program, [self.kernel(launch.kernel) for launch in self.launches])
+        return launch_costs(self.in_memory, [self.kernel(launch.kernel) for launch in self.launches])
 
     def describe(self) -> str:
         """The launches as a table: kernel, blocks, threads of a block, bytes read and written."""
@@ -64,8 +75,7 @@ class CudaStep:
 
     def types(self, kernel: CudaKernel) -> tuple[str, ...]:
         """Element types of a kernel's pointers, as they stand in memory."""
-        dtypes = (self.program.buffers[name].dtype for name in kernel.buffers)
-        return tuple("uint8" if dtype.kind == "b" else dtype.name for dtype in dtypes)
+        return tuple(self.narrow.get(name) or memory_type(self.program.buffers[name].dtype) for name in kernel.buffers)
 
 
 def emit_step(
@@ -78,21 +88,23 @@ def emit_step(
 ) -> CudaStep:
     """All kernels of `program`. readable: products by the plain shared-memory tile, one output a thread.
 
-    capability: what the kernels may use; precision: how products are computed (contract.py).
+    capability: what the kernels may use; precision: how products are computed (contract.py), or how their operands are stored
+    (storage.py).
     Raises UnsupportedError where a buffer has 2**31 elements or more.
     """
     program = prepare(program, exact)
     if not readable and not exact:
         program = split_products(program, precision == "tf32" and capability >= AMPERE)
-    names = cuda_names(program, exact)
+    narrow = narrow_buffers(program, precision)
+    names = cuda_names(program, exact, narrow)
     kernels = tuple(emit_kernel(loop, program, names, exact, readable, capability, precision) for loop in program.loops)
     works = [Work(loop, kernel) for loop, kernel in zip(program.loops, kernels, strict=True) if loop.points()]
     batches = in_batches(works)
     program = program.with_loops(tuple(work.loop for batch in batches for work in batch))
-    memory = plan_memory(_for_memory(program, batches), in_place=_one_thread_an_element)
+    memory = plan_memory(as_in_memory(_for_memory(program, batches), narrow), in_place=_one_thread_an_element)
     kernels = _batched(batches, names)
     launches = tuple(_launch(kernel, memory) for kernel in kernels)
-    return CudaStep(program, kernels, launches, memory, module_source(program, names, kernels))
+    return CudaStep(program, kernels, launches, memory, module_source(program, names, kernels), narrow)
 
 
 def _batched(batches: list[list[Work]], names: ProgramNames) -> tuple[CudaKernel, ...]:

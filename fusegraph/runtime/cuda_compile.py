@@ -92,8 +92,10 @@ class CudaModule:
             from numba import cuda
             from numba.cuda import types
 
+            from fusegraph.codegen.cuda.device_storage import pointer_type
+
             kernel = self.step.kernel(name)
-            pointers = (types.CPointer(getattr(types, kind)) for kind in self.step.types(kernel))
+            pointers = (pointer_type(kind, self._capability) for kind in self.step.types(kernel))
             with compiling_for(self._capability):
                 text, _ = cuda.compile_ptx(
                     self._functions[name], types.void(*pointers), cc=self._capability, launch_bounds=kernel.threads
