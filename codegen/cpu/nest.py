@@ -111,8 +111,8 @@ class NestWriter:
         end = fn.affine([(1, str(low)), (1, fn.op(f"and i64 {count}, -2"))])
         with fn.loop(low, end, 2) as loop:
             points = []
-            for number in (loop.index, fn.op(f"add i64 {loop.index}, 1")):
-                with self._e.scope(self._unravel(number, axes)) as scope:
+            for point in (loop.index, fn.op(f"add i64 {loop.index}, 1")):
+                with self._e.scope(self._unravel(point, axes)) as scope:
                     self._hoist()
                     points.append(scope)
             for number, stage in enumerate(self._loop.stages):
