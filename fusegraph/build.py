@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ("cpu", "numba", "python", "reference", "cuda")
-PRECISIONS = ("float32", "tf32")
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Options:
         if self.backend != "cuda" and (self.target is not None or self.precision != "float32"):
             given = f"target={self.target!r}" if self.target is not None else f"precision={self.precision!r}"
             raise OptionError(f"{given} is an option of backend='cuda', not of backend={self.backend!r}")
+        if self.exact and self.precision != "float32":
+            raise OptionError(
+                f"exact=True computes in float32 throughout, precision={self.precision!r} rounds what products read: "
+                "leave one of the two out"
+            )
         if self.target is not None:
             from fusegraph.runtime.cuda_compile import capability
 

@@ -74,7 +74,9 @@ def compile(
     disable   names of passes to leave out (see `fusegraph.passes.PIPELINE`)
     versions  how many signatures are kept; the one used longest ago goes first
     target    of backend="cuda": "sm_75" ... "sm_120"; None: the GPU at hand (to look at code without one: "sm_90")
-    precision  of products on a GPU: "float32", or "tf32" (tensor cores: operands of 10 bits, sums in float32)
+    precision  of what products and convolutions read on a GPU, their sums are float32 in any case: "float32"; "tf32" (tensor
+              cores, operands rounded to 10 bits); "float16" or "bfloat16" (temporary operands are kept in 16 bits in memory;
+              parameters, inputs, outputs and all arithmetic stay float32). Not together with exact
     fuse_limit  only the first so many fusions are done, in an order that is the same in every run: to find, by halving, the one
               that changes a result (`python -m fusegraph bisect` does that)
 

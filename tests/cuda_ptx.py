@@ -112,7 +112,12 @@ def _compilers() -> str:
             found.append(f"no {package}")
     modules = map(
         importlib.util.find_spec,
-        ("fusegraph.codegen.cuda.device", "fusegraph.codegen.cuda.intrinsics", CudaModule.__module__),
+        (
+            "fusegraph.codegen.cuda.device",
+            "fusegraph.codegen.cuda.device_storage",
+            "fusegraph.codegen.cuda.intrinsics",
+            CudaModule.__module__,
+        ),
     )
     sources = [Path(str(spec.origin)).read_text(encoding="utf-8") for spec in modules if spec is not None]
     return "\n".join(found + sources)

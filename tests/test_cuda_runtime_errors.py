@@ -38,6 +38,12 @@ def expected(steps: int) -> dict[str, Any]:
         ({"backend": "cuda", "precision": "half"}, "precision 'half' does not exist; use one of float32, tf32"),
         ({"backend": "cpu", "target": "sm_90"}, "target='sm_90' is an option of backend='cuda', not of backend='cpu'"),
         ({"backend": "numba", "precision": "tf32"}, "precision='tf32' is an option of backend='cuda'"),
+        ({"backend": "cpu", "precision": "float16"}, "precision='float16' is an option of backend='cuda'"),
+        (
+            {"backend": "cuda", "precision": "bfloat16", "exact": True},
+            "exact=True computes in float32 throughout, prec",
+        ),
+        ({"backend": "cuda", "precision": "tf32", "exact": True}, "'tf32' rounds what products read: leave one of the"),
     ],
 )
 def test_wrong_options_are_refused_at_once(options: dict[str, Any], message: str) -> None:

@@ -74,6 +74,18 @@ def store4(typingctx: Any, base: Any, index: Any, a: Any, b: Any, c: Any, d: Any
 
 
 @intrinsic
+def as_stored(typingctx: Any, base: Any, value: Any) -> Any:
+    """The value that base[i] is after base[i] = value."""
+    signature = base.dtype(base, base.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        return widened(builder, kind, narrowed(builder, kind, args[1]))
+
+    return signature, generate
+
+
+@intrinsic
 def atomic_add(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
     """base[index] += value, whole even where several threads do it. In no certain order. Elements of 4 or 8 bytes."""
     signature = types.void(base, index, base.dtype)

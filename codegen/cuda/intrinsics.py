@@ -7,6 +7,7 @@ INTRINSICS: dict[str, int | None] = {
     "load4": 0,
     "store4": 0,
     "atomic_add": 0,
+    "as_stored": None,
     "copy1_async": 2,
     "copy4_async": 2,
     "copy1_async_where": 2,

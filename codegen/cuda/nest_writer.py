@@ -14,7 +14,7 @@ from fusegraph.codegen.cuda.writer import KernelWriter
 from fusegraph.codegen.python_kernel import worst_value
 from fusegraph.codegen.python_layout import line_width
 from fusegraph.codegen.python_names import ProgramNames, axis_name
-from fusegraph.codegen.python_text import Text
+from fusegraph.codegen.python_text import ATOM, Text
 from fusegraph.dtypes import DType
 from fusegraph.ir.index import Axis, Index, unflatten_index
 from fusegraph.ir.loops import Reduce, Stage, Store
@@ -132,6 +132,7 @@ class NestWriter(KernelWriter):
         with self._lanes(vector):
             values = self.evaluate([store.value for store in stage.stores], indices)
             uses = Counter(indices)
+            values = [self._as_read_later(*each) for each in zip(stage.stores, values, strict=True)]
             values = [self._kept_value(*each) for each in zip(stage.stores, indices, values, strict=True)]
             for store, index, value, quad in zip(stage.stores, indices, values, quads, strict=True):
                 if store.buffer in self.plan.hidden:
@@ -141,6 +142,12 @@ class NestWriter(KernelWriter):
             if quad and store.buffer not in self.plan.hidden:
                 self._store_quad(store.buffer, index)
         self.forget_unstable()
+
+    def _as_read_later(self, store: Store, value: Text) -> Text:
+        """The value as every later reader has it, those too that find it in a register or in shared memory."""
+        if store.buffer not in self.names.narrow or store.buffer not in self.loop.reads():
+            return value
+        return Text(f"as_stored({self.names.buffers[store.buffer]}, {value.source})", ATOM)
 
     def _kept_value(self, store: Store, index: Index, value: Text) -> Text:
         """The value as it is stored; a kernel may also keep it for later stages."""

@@ -1,7 +1,7 @@
 """Which buffers are kept in memory in 16 bits (precision="float16" or "bfloat16").
 
 Those are the temps of float32 that products and convolutions read: they are read many times, tile by tile. A value is rounded
-once, when it is stored, and widened whenever it is read; all arithmetic, and every sum, is float32. Everything that outlives
+once, when it is stored, and every reader gets the rounded one; all arithmetic, and every sum, is float32. Everything that outlives
 a step (parameters, states, inputs, outputs) and every temp that no product reads stays float32.
 
 Kernels are written as if all were float32: what a pointer leads to is known from its type (device_storage.py).
@@ -24,20 +24,17 @@ _TWO_BYTES = np.dtype(np.float16)
 
 
 def narrow_buffers(program: Program, precision: str) -> dict[str, str]:
-    """The buffers that are kept in 16 bits.
-
-    Not those that are added to where they lie, and not those that the loop that makes them reads again: it would see the
-    value before it was rounded or after, as threads and registers have it.
-    """
+    """The buffers that are kept in 16 bits: operands of products, but for those that are added to where they lie."""
     if precision not in NARROW:
         return {}
     operands = {name for loop in program.loops if loop.schedule == "contract" for name in _operands(loop)}
-    kept = {
-        store.buffer for loop in program.loops for stage in loop.stages for store in stage.stores if store.mode == "add"
+    stores = (store for loop in program.loops for stage in loop.stages for store in stage.stores)
+    sums = {store.buffer for store in stores if store.mode == "add"}
+    return {
+        name: precision
+        for name, buffer in program.buffers.items()
+        if name in operands and name not in sums and buffer.role == "temp" and buffer.dtype.name == "float32"
     }
-    kept |= {name for loop in program.loops for name in set(loop.reads()) & set(loop.writes())}
-    narrow = (buffer for name, buffer in program.buffers.items() if name in operands and name not in kept)
-    return {buffer.name: precision for buffer in narrow if buffer.role == "temp" and buffer.dtype.name == "float32"}
 
 
 def _operands(loop: Loop) -> set[str]:

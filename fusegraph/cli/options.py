@@ -93,7 +93,11 @@ def _on_target(chosen: Any, name: str, run: Callable[..., Any], text: str) -> An
     made.add_argument(
         "--target", dest="cuda_target", metavar="SM", help="backend cuda: compile for this GPU, sm_90 for example"
     )
-    made.add_argument("--precision", metavar="P", help="backend cuda: float32, tf32, float16 or bfloat16")
+    made.add_argument(
+        "--precision",
+        metavar="P",
+        help="backend cuda: float32, tf32 (products on tensor cores), float16 or bfloat16 (storage of their operands)",
+    )
     made.add_argument("--threads", type=int, metavar="N", help="run on exactly N threads")
     made.add_argument("--exact", action="store_true", help="library functions and strict floating point")
     made.add_argument("--no-fuse", action="store_true", help="a kernel for every value that is kept")
