@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 
 from fusegraph.passes.fusion_state import FusionState, Merge
 from fusegraph.passes.groups import (
@@ -21,26 +23,32 @@ from fusegraph.passes.schedule import make_loop
 
 
 class KernelGraph:
-    """The kernels so far, which depends on which, and the order that they can run in."""
+    """The kernels so far, which depends on which, and the order that they can run in.
+
+    `below` holds for each kernel all that depend on it, also through others, as a bit set. Bits of kernels that are part of
+    another by now stay: their numbers are not used again.
+    """
 
     def __init__(self, state: FusionState) -> None:
         self.state = state
         self.groups: dict[int, Group] = {}
         self.first: dict[int, int] = {}
-        self.last: dict[int, int] = {}
+        self.below: dict[int, int] = {}
         self.successors: dict[int, set[int]] = {}
         self.predecessors: dict[int, set[int]] = {}
         self._next = 0
         for position, root in enumerate(state.roots):
-            self._add(single(root), position, position)
+            self._add(single(root), position)
         self._connect()
-        for position, number in enumerate(self.order()):
-            self.first[number] = self.last[number] = position
+        order = self.order()
+        self.first = {number: position for position, number in enumerate(order)}
+        for number in reversed(order):
+            self.below[number] = _union(self.below[after] | 1 << after for after in self.successors[number])
 
-    def _add(self, group: Group, first: int, last: int) -> int:
+    def _add(self, group: Group, first: int) -> int:
         number = self._next
         self._next += 1
-        self.groups[number], self.first[number], self.last[number] = group, first, last
+        self.groups[number], self.first[number] = group, first
         self.successors[number], self.predecessors[number] = set(), set()
         return number
 
@@ -74,22 +82,11 @@ class KernelGraph:
 
     def path_besides(self, a: int, b: int) -> bool:
         """Whether B depends on A also through a third kernel."""
-        limit = self.last[b]
-        stack = [n for n in self.successors[a] if n != b]
-        seen = set(stack)
-        while stack:
-            number = stack.pop()
-            for after in self.successors[number]:
-                if after == b:
-                    return True
-                if after not in seen and self.first[after] <= limit:
-                    seen.add(after)
-                    stack.append(after)
-        return False
+        return any(self.below[n] >> b & 1 for n in self.successors[a] if n != b)
 
     def replace(self, a: int, b: int, merged: Group) -> int:
         """One kernel in the place of two."""
-        number = self._add(merged, min(self.first[a], self.first[b]), max(self.last[a], self.last[b]))
+        number = self._add(merged, min(self.first[a], self.first[b]))
         for old in (a, b):
             for before in self.predecessors[old] - {a, b}:
                 self.successors[before].discard(old)
@@ -97,8 +94,13 @@ class KernelGraph:
             for after in self.successors[old] - {a, b}:
                 self.predecessors[after].discard(old)
                 self._edge(number, after)
+        merged_below, either = self.below[a] | self.below[b], 1 << a | 1 << b
+        for above, below in self.below.items():
+            if below & either:
+                self.below[above] = below | merged_below | 1 << number
+        self.below[number] = merged_below
         for old in (a, b):
-            for table in (self.groups, self.first, self.last, self.successors, self.predecessors):
+            for table in (self.groups, self.first, self.below, self.successors, self.predecessors):
                 del table[old]  # type: ignore[attr-defined]
         return number
 
@@ -118,6 +120,10 @@ class KernelGraph:
         if len(order) != len(self.groups):
             raise AssertionError("kernels depend on each other in a circle")
         return order
+
+
+def _union(sets: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, sets, 0)
 
 
 def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
