@@ -26,6 +26,7 @@ from fusegraph.ir.graph import Graph
 from fusegraph.ir.text import print_graph
 
 if TYPE_CHECKING:
+    from fusegraph.codegen.cpu.step import StepCode
     from fusegraph.ir.loops import Program
     from fusegraph.passes import PipelineLog
     from fusegraph.passes.fuse import FusionReport
@@ -127,6 +128,7 @@ class Artifact:
 
     stored_report  the report that lay beside the code (see fusegraph.inspect.report)
     shared         for each kernel, whether threads share it; None: found out when asked for
+    placed         the program with its temps as they lie in memory; None: found out when asked for
     origin         the traced graph that `source` was cut from; None: `source` is as it was traced
     """
 
@@ -137,6 +139,7 @@ class Artifact:
     from_cache: bool = False
     stored_report: bytes | None = None
     shared: tuple[bool, ...] | None = None
+    placed: Program | None = None
     origin: Origin | None = None
 
     @cached_property
@@ -177,7 +180,7 @@ class Artifact:
     def threads(self) -> list[int | str]:
         """For each kernel how many threads may run it: "all", or 1."""
         if self.options.backend == "cpu" and self.shared is None:
-            self.shared = tuple(kernel.parallel for kernel in step_code(self).kernels)
+            self.note(step_code(self))
         shared = self.shared or (self.options.backend == "cuda",) * len(self.fused[0].loops)
         return ["all" if parallel else 1 for parallel in shared]
 
@@ -190,6 +193,16 @@ class Artifact:
         if found is None:
             return program_report(self)
         return found | {"from_cache": True, "seconds": found["seconds"] | self.seconds}
+
+    def note(self, step: StepCode) -> None:
+        """Keep what reports need of a step's code."""
+        self.shared, self.placed = tuple(kernel.parallel for kernel in step.kernels), step.program
+
+    def in_memory(self) -> Program:
+        """The fused program with its temps as they lie in memory; kernels are the same, in the same order."""
+        if self.options.backend == "cpu" and self.placed is None:
+            self.note(step_code(self))
+        return self.placed or self.fused[0]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run on arrays in the order of the graph's inputs. Outputs have the shapes of the graph's outputs."""
@@ -361,7 +374,7 @@ def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
     program, _ = artifact.fused
     seconds["fusion"], clock = time.perf_counter() - clock, time.perf_counter()
     step = step_code(artifact)
-    artifact.shared = tuple(kernel.parallel for kernel in step.kernels)
+    artifact.note(step)
     seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
     code = llvm.compile_ir(step.text)
     seconds["llvm"] = time.perf_counter() - clock

@@ -30,8 +30,12 @@ TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class StepCode:
-    """A program's IR text and what its caller must provide. `barriers`: how many a step passes."""
+    """A program's IR text and what its caller must provide.
 
+    program: as it lies in memory (see `in_memory`). barriers: how many a step passes.
+    """
+
+    program: Program
     text: str
     memory: MemoryPlan
     workspace_bytes: int
@@ -64,12 +68,7 @@ def emit_step(
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
     """
     module = Module(vector_bits=vector_bits)
-    halos: dict[str, list[Halo]] = {}
-    program = narrow_positions(program)
-    if not exact:
-        blocked = batch_blocked(program, vector_bits)
-        changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
-        program, halos = with_halos(blocked, changed)
+    program, halos = in_memory(program, vector_bits, exact)
     kernels = _emit_kernels(module, program, halos, vector_bits, exact)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
@@ -77,7 +76,20 @@ def emit_step(
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
     barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field, clock)
     module.merge_equal()
-    return StepCode(barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
+    return StepCode(program, barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
+
+
+def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program, dict[str, list[Halo]]]:
+    """`program` with its temps as they lie in memory: positions in 32 bits, images in blocks with borders of zeros.
+
+    Also the borders, by the loop that writes them. Loops keep their names, their number and their order.
+    """
+    program = narrow_positions(program)
+    if exact:
+        return program, {}
+    blocked = batch_blocked(program, vector_bits)
+    changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
+    return with_halos(blocked, changed)
 
 
 def _emit_kernels(

@@ -77,7 +77,7 @@ def program_report(artifact: Artifact) -> Report:
         ],
         "kernels": kernels,
         "edges": _edges(program),
-        "memory": _memory(source, program),
+        "memory": _memory(source, artifact.in_memory()),
         "refusals": [_refusal(refusal, numbers) for refusal in fusion.refusals],
         "totals": _totals(source, kernels),
         "seconds": dict(artifact.seconds),
