@@ -23,8 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "cuda-matmul.md"
 sys.path.insert(0, str(ROOT))
 
+import fusegraph as fg
+from benchmarks.models import make_step
 from fusegraph.codegen.cuda.contract_plan import Tile
-from fusegraph.codegen.cuda.step import CudaStep
+from fusegraph.codegen.cuda.step import CudaStep, emit_step
 from fusegraph.ir import GraphBuilder
 from fusegraph.ir.graph import Graph
 from fusegraph.runtime.cuda_compile import CudaModule, assemble, capability, disassemble, loops
@@ -152,6 +154,22 @@ def instructions() -> str:
 def _is(opcode: str, kind: str) -> bool:
     name = opcode.partition(".")[0]
     return any(re.fullmatch(rf"{start}\d?", name) for start in _CLASSES[kind])
+
+
+def storage() -> str:
+    """Memory and bytes moved of training steps, with operands of products in 32 and in 16 bits."""
+    lines = [
+        "| training step | kept in 16 bits | arena, bytes | with float16 | moved, bytes | with float16 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("mlp", "lenet", "kim", "transformer"):
+        training = make_step(name, optimizer="sgd")
+        version = fg.compile(training.step, backend="reference").compiled_for(*next(training.batches(1)))
+        wide, narrow = (emit_step(version.artifact.fused[0], precision=kind) for kind in ("float32", "float16"))
+        moved = (sum(cost.bytes for cost in step.costs) for step in (wide, narrow))
+        cells = [len(narrow.narrow), wide.memory.arena_bytes, narrow.memory.arena_bytes, *moved]
+        lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _fenced(text: str) -> str:

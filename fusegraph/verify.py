@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 # Largest difference that is put down to rounding, relative to the largest value of the array: sums of a few thousand terms.
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
+ROUNDED = {
+    "tf32": 1e-2,
+    "float16": 1e-2,
+    "bfloat16": 5e-2,
+}  # float32, where operands of products have 10 or 7 bits of mantissa
 
 
 def differs(got: Array, expected: Array, tolerance: Mapping[str, float] = TOLERANCE) -> str:
@@ -49,7 +54,7 @@ def run_verified(artifact: Artifact, inputs: Sequence[Array]) -> list[Array]:
     pairs += [(inputs[i], new) for i, new in zip(positions, updates, strict=True)]
     nodes = [*artifact.source.outputs, *(new for _, new in artifact.source.updates)]
     for node, (got, expected) in zip(nodes, pairs, strict=True):
-        if problem := differs(got, expected):
+        if problem := differs(got, expected, _tolerance(artifact)):
             for array, value in zip(inputs, before, strict=True):
                 if array.flags.writeable:
                     np.copyto(array, value)
@@ -57,6 +62,11 @@ def run_verified(artifact: Artifact, inputs: Sequence[Array]) -> list[Array]:
                 f"{artifact.source.name}: {node.op} at {node.location}: {problem}; {_culprit(artifact, before)}"
             )
     return results
+
+
+def _tolerance(artifact: Artifact) -> Mapping[str, float]:
+    precision = artifact.options.precision
+    return {**TOLERANCE, "float32": ROUNDED.get(precision, TOLERANCE["float32"])}
 
 
 def _culprit(artifact: Artifact, inputs: Sequence[Array]) -> str:
@@ -71,7 +81,7 @@ def _culprit(artifact: Artifact, inputs: Sequence[Array]) -> str:
         Graph(f"{graph.name}_probe", graph.inputs, tuple(roots)), replace(artifact.options, fuse=False, verify=False)
     )
     for node, got in zip(roots, probe.run([np.array(value) for value in inputs]), strict=True):
-        if problem := differs(got, values[node]):
+        if problem := differs(got, values[node], _tolerance(artifact)):
             what = f"{node.op} {node.dtype.name}{list(node.shape)} at {node.location}"
             return f"the first operation that differs is {what}: {problem}"
     return "each operation alone is right: the difference comes from fusing them (compile with fuse=False to go on)"

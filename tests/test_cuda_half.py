@@ -18,6 +18,7 @@ from fusegraph.codegen.python_names import ProgramNames, kernel_buffers
 from fusegraph.ir import GraphBuilder, interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.runtime import cuda_compile
+from fusegraph.verify import ROUNDED, differs, run_verified
 from tests.cuda_models import batches, emulated
 from tests.cuda_ptx import StepPtx, interpreter
 from tests.cuda_tools import StepMemory, run_step, step_of
@@ -345,6 +346,19 @@ def test_what_is_kept_in_16_bits() -> None:
         assert step.memory.unshared_bytes == plain.memory.unshared_bytes - saved
         touched = sum((name in kernel.buffers) for kernel in step.kernels)
         assert sum(c.bytes for c in step.costs) == sum(c.bytes for c in plain.costs) - touched * saved
+
+
+def test_verification_allows_for_the_rounding(rng: np.random.Generator) -> None:
+    """verify=True compares with float32: results within the precision that was asked for are right, others are not."""
+    compiled = fg.compile(lambda x, y: x.exp() @ y, backend="cuda", target="sm_90", precision="bfloat16", verify=True)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((33, 35), (35, 35))]
+    artifact = compiled.compiled_for(*arrays).artifact
+    artifact.executable = checked = Checked(artifact.graph, artifact.executable.step, "sm_90")
+    (got,) = run_verified(artifact, arrays)
+    close(got, np.exp(arrays[0].astype(np.float64)) @ arrays[1], 1e-2)
+    assert checked.runs == 1 and checked.step.narrow
+    exact = interpret.run(artifact.graph, arrays)[0][0]
+    assert differs(got, exact) and not differs(got, exact, {"float32": ROUNDED["bfloat16"]})
 
 
 def test_temps_that_are_added_to_stay_float32() -> None:
