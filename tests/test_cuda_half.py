@@ -19,6 +19,7 @@ from fusegraph.ir import GraphBuilder, interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.runtime import cuda_compile
 from fusegraph.verify import ROUNDED, differs, run_verified
+from tests import cuda_runtime_tools as runtime
 from tests.cuda_models import batches, emulated
 from tests.cuda_ptx import StepPtx, interpreter
 from tests.cuda_tools import StepMemory, run_step, step_of
@@ -372,3 +373,19 @@ def test_temps_that_are_added_to_stay_float32() -> None:
         if store.mode == "add"
     }
     assert added and not added & set(step.narrow)
+
+
+def test_training_by_compile(tmp_path: Any) -> None:
+    """compile(precision=...) on an emulated GPU, compiled and from the disk cache: near float32, but not the same."""
+    data = runtime.batches("mlp", 2)
+    expected = runtime.Training("mlp", "cpu")
+    losses = [expected.step(x, y).item() for x, y in data]
+    for _ in range(2):
+        with runtime.emulated(cache=tmp_path):
+            training = runtime.Training("mlp", "cuda", precision="float16")
+            got = [training.step(x, y).item() for x, y in data]
+            state = training.state()
+        np.testing.assert_allclose(got, losses, rtol=ROUGH["float16"])
+        for name, value in expected.state().items():
+            close(state[name], value, ROUGH["float16"])
+        assert any((state[name] != value).any() for name, value in expected.state().items())
