@@ -136,18 +136,20 @@ def _masked_dimensions(operand: Operand) -> tuple[list[Dimension], Index] | None
 
 def _directions(operand: Operand) -> list[tuple[Index, Index, int, int, int]]:
     """What a mask says, by direction: (place in the source, offset = place * step where valid, step, low, high)."""
-    found: dict[Index, tuple[Index, int, int, int]] = {}
+    found: dict[tuple[Index, Index], tuple[int, int, int]] = {}
     for condition in operand.mask:
-        if isinstance(condition, Divides):
+        if isinstance(condition, Divides):  # several may have one place, that of an axis of size 1: a constant
             place = condition.index // condition.divisor
             low, high = place.bounds
-            found[place] = condition.index, condition.divisor, low, high + 1
+            found[place, condition.index] = condition.divisor, low, high + 1
     for condition in operand.mask:
         if isinstance(condition, Bound):
-            low, high = condition.index.bounds
-            offset, step, low, high = found.get(condition.index, (condition.index, 1, low, high + 1))
-            found[condition.index] = offset, step, max(low, condition.low), min(high, condition.high)
-    return [(place, *limits) for place, limits in found.items()]
+            index = condition.index
+            low, high = index.bounds
+            for key in [key for key in found if key[0] == index] or [(index, index)]:
+                step, first, end = found.get(key, (1, low, high + 1))
+                found[key] = step, max(first, condition.low), min(end, condition.high)
+    return [(place, offset, *limits) for (place, offset), limits in found.items()]
 
 
 def _factor(flat: Index, index: Index) -> int | None:
