@@ -47,6 +47,7 @@ CASES = {
     "dilated": case((2, 3, 11, 13), (6, 3, 3, 3), padding=PAD2, dilation=(2, 2)),
     "groups": case((2, 6, 9, 10), (8, 3, 3, 3), padding=PAD1, groups=2),
     "groups_strided": case((3, 4, 8, 6), (6, 2, 3, 2), (2, 1), ((1, 0), (0, 1)), (1, 2), 2),
+    "flat_strided": case((2, 3, 1, 2), (4, 3, 2, 1), stride=(2, 2), padding=((1, 1), (0, 0))),
     "single": case((1, 2, 5, 5), (3, 2, 5, 5)),
 }
 KINDS = ["conv", "conv_input_grad", "conv_weight_grad"]
