@@ -23,6 +23,7 @@ from fusegraph.dtypes import int32, int64
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
+from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, load, walk
 
 _NOT_YET = 1 << 30
@@ -72,6 +73,13 @@ class _Needs:
     axes: frozenset[Axis]
     accumulators: frozenset[Expr]
     written: frozenset[str]
+
+
+def _ends_in_product(node: Expr) -> bool:
+    """Whether the last instruction of an operation may be a multiplication, which an addition behind it could be fused with."""
+    while node.op == "neg":
+        (node,) = node.args
+    return node.op in ("mul", "div") or (node.op in PRIMITIVES and PRIMITIVES[node.op].cost == "transcendental")
 
 
 class Evaluator:
@@ -286,10 +294,33 @@ class Evaluator:
         if node.op in COMPARISONS and copy and all(map(self._is_small_index, node.args)):
             a, b = (self._small_index(arg, copy) for arg in node.args)
             return ops.compare(node.op, a, b, int32)
+        if (
+            node.op in ("add", "sub")
+            and node.dtype.kind == "f"
+            and not self.exact
+            and all(map(_ends_in_product, node.args))
+        ):
+            return self._of_products(node, copy)
         args = [self.vector(arg, copy) for arg in node.args]
         if node.op == "philox":
             return ops.philox(args[0], args[1], self.indices.low_word(node.attribute, copy))
         return ops.apply(node.op, node.dtype, args, [arg.dtype for arg in node.args])
+
+    def _of_products(self, node: Expr, copy: Copy | None) -> str:
+        """The sum or difference of two products, with one of them fused.
+
+        LLVM may fuse either, and has been seen to choose differently in two copies of one body: then a result's last bit
+        would depend on which copy, hence on how many threads there are.
+        """
+        v, (a, b) = self.ops(copy.lanes if copy else 1).of(node.dtype), node.args
+        if a.op == "mul":
+            rest = self.vector(b, copy)
+            return v.fma(*(self.vector(arg, copy) for arg in a.args), rest if node.op == "add" else v.neg(rest))
+        if b.op == "mul":
+            x, y = (self.vector(arg, copy) for arg in b.args)
+            return v.fma(x if node.op == "add" else v.neg(x), y, self.vector(a, copy))
+        x, y = self.vector(a, copy), self.vector(b, copy)
+        return v.fn.binary({"add": "fadd", "sub": "fsub"}[node.op], v.type, x, y, "")
 
     def _is_small_index(self, node: Expr) -> bool:
         """Whether it is an int64 position, or a constant, that 32 bits hold: half as many registers."""
