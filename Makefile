@@ -24,7 +24,7 @@ sentiment: $(VENV)/.examples
 	$(BIN)/python -m examples.sentiment $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: ruff format-check types
 

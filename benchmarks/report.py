@@ -25,7 +25,8 @@ def markdown(result: Json) -> str:
         "",
         *_steps(result, present),
         "",
-        "The median of the rounds. × is the best rival's time over ours: above 1 we are faster.",
+        "The median of the rounds. × is the best rival's time over ours: above 1 we are faster. Work is counted with dense "
+        "gradients: above 100 % of peak, zeros were skipped.",
         *_mean(result),
         "",
         "## First step, in seconds",

@@ -438,3 +438,28 @@ def test_concatenation_is_cut_where_its_parts_begin():
     loop = Loop("cat", (i, j), (Stage(stores=(Store(case.output("o", (4, 300)), indices((i, j)), value),)),))
     assert "icmp ult <" not in text_of(loop, case.buffers)
     case.check(loop, rtol=0, bits=BITS, threads=THREADS)
+
+
+@pytest.mark.parametrize("form", ["ab + cd", "ab - cd", "exp + cd", "-ab - exp", "exp - a/b"])
+def test_which_of_two_products_is_fused_is_not_left_to_llvm(form: str) -> None:
+    """It chose differently in two copies of a body: the last bit of a result depended on which copy computed it."""
+    case, (i,) = Case(), axes_of(1003)
+    a, b, c, d = (case.load(case.input(name, (1003,)), (I(i),)) for name in "abcd")
+    ab, cd, exp = op("mul", a, b), op("mul", c, d), op("exp", c)
+    value = {
+        "ab + cd": op("add", ab, cd),
+        "ab - cd": op("sub", ab, cd),
+        "exp + cd": op("add", exp, cd),
+        "-ab - exp": op("sub", op("neg", ab), exp),
+        "exp - a/b": op("sub", exp, op("div", a, op("add", op("mul", b, b), const(1.0, float32)))),
+    }[form]
+    loop = Loop("sum", (i,), (Stage(stores=(Store(case.output("o", (1003,)), (I(i),), value),)),))
+    body = [
+        line
+        for line in text_of(loop, case.buffers).splitlines()
+        if " = fadd contract" in line or " = fsub contract" in line
+    ]
+    text = text_of(loop, case.buffers)
+    if "exp" not in form:  # exp is made of sums of its own
+        assert not body and "@llvm.fma." in text
+    case.check(loop, rtol=1e-6, bits=BITS, threads=THREADS)

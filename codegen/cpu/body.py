@@ -314,8 +314,9 @@ class Evaluator:
         """
         v, (a, b) = self.ops(copy.lanes if copy else 1).of(node.dtype), node.args
         if a.op == "mul":
+            x, y = (self.vector(arg, copy) for arg in a.args)
             rest = self.vector(b, copy)
-            return v.fma(*(self.vector(arg, copy) for arg in a.args), rest if node.op == "add" else v.neg(rest))
+            return v.fma(x, y, rest if node.op == "add" else v.neg(rest))
         if b.op == "mul":
             x, y = (self.vector(arg, copy) for arg in b.args)
             return v.fma(x if node.op == "add" else v.neg(x), y, self.vector(a, copy))
