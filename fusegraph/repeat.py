@@ -199,8 +199,10 @@ class Repeat:
             for position, place in zip(self._arrays, self._step.input_places, strict=False)
         ]
         for number, (place, shape, dtype) in enumerate(self._step.outputs):
+            memory = self._step.memories[number]
             self._names[f"dtype{number}"] = dtype
-            stores.append(f"out{number} = empty({shape!r}, dtype{number})")
+            self._names[f"make{number}"] = memory and memory.make
+            stores.append(f"out{number} = " + (f"make{number}()" if memory else f"empty({shape!r}, dtype{number})"))
             stores.append(f"table[{place}] = {self._step.entry.format(f'out{number}')}")
         self._names["address_of"] = self._step.address_of
         arrays = ", ".join(f"x{position}" for position in self._arrays)

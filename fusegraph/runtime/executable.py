@@ -22,6 +22,7 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.guard import Check, Guard
 from fusegraph.runtime import llvm
 from fusegraph.runtime.memory import CACHE_LINE, Arena
+from fusegraph.runtime.outputs import output_memory
 from fusegraph.runtime.pool import default_pool
 from fusegraph.runtime.threads_choice import ThreadChoice
 
@@ -112,6 +113,7 @@ class NativeStep:
 
     table, pointer, lock   what the code reads, where it is, and who may fill it
     input_places, outputs  places in the table: of inputs; of outputs, with shape and dtype
+    memories               where large outputs get their memory from; None for small ones
     twice                  for each result which of the outputs it is, whether that was given out before, its shape; None: each once
     entry, address_of      what stands in the table for an array: Python text, and the function that it calls
     held                   see `run`
@@ -134,6 +136,7 @@ class NativeStep:
         self.input_places = [place[name] for name in layout.inputs]
         wanted = shapes or [self._slots[name].shape for name in layout.outputs]
         self.outputs, self.twice = _outputs_of(layout, wanted, place)
+        self.memories = [output_memory(shape, dtype) for _, shape, dtype in self.outputs]
         self.held: Sequence[Array] = ()
         self._workspace: Arena | None = None
         bound = default_pool().bind(self.code.address("step"), owner=self.code)
@@ -144,7 +147,7 @@ class NativeStep:
         """Run the step on arrays in the order of `layout.inputs` (C-contiguous, of the right types); states change in place.
 
         held: the last inputs, if they are the same arrays as in most calls: their addresses are taken when another sequence
-        object than in the last call is given. The outputs are new arrays.
+        object than in the last call is given. The outputs are arrays that nobody else has.
         Raises IndexRangeError when an index argument is out of range; nothing has been changed then.
         """
         if self.layout.checks:
@@ -156,8 +159,8 @@ class NativeStep:
             for place, array in zip(self.input_places, inputs):  # held ones follow
                 table[place] = self.address_of(array)
             results = []
-            for place, shape, dtype in self.outputs:
-                made = np.empty(shape, dtype)
+            for (place, shape, dtype), memory in zip(self.outputs, self.memories):
+                made = np.empty(shape, dtype) if memory is None else memory.make()
                 table[place] = self.address_of(made)
                 results.append(made)
             self.choice.call(self.pointer)
