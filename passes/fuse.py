@@ -21,24 +21,28 @@ from fusegraph.ir.verify_loops import verify_program
 from fusegraph.passes.fusion_state import FusionReport, FusionState
 from fusegraph.passes.groups import Group, old_name
 from fusegraph.passes.index_checks import index_checks
-from fusegraph.passes.memory_roots import make_roots, name_inputs, storage
+from fusegraph.passes.memory_roots import make_roots, name_inputs
 from fusegraph.passes.merge import KernelGraph, merge_all
-from fusegraph.passes.order import ordered
+from fusegraph.passes.order import frugal, ordered
+from fusegraph.passes.roots import storage
 from fusegraph.passes.schedule import make_loop
 
 __all__ = ["FusionReport", "fuse"]
 
 
-def fuse(graph: Graph, merge: bool = True, limit: int | None = None) -> tuple[Program, FusionReport]:
+def fuse(
+    graph: Graph, merge: bool = True, limit: int | None = None, *, save_memory: bool = False
+) -> tuple[Program, FusionReport]:
     """The fused program of `graph`. With `merge=False` every root is a kernel of its own ("unfused").
 
     limit: only the first so many merges are done; their order is the same in every run.
+    save_memory: kernels in an order in which little is alive, rather than one with few barriers.
     """
     state = FusionState(graph, merge, limit)
     name_inputs(state)
     make_roots(state)
     groups = merge_all(state, KernelGraph(state)) if merge else KernelGraph(state)
-    program = _program(state, ordered(groups))
+    program = _program(state, frugal(groups) if save_memory else ordered(groups))
     if os.environ.get("FUSEGRAPH_VERIFY") == "1":
         verify_program(program)
     scalar.clear_interned()
@@ -60,6 +64,7 @@ def _program(state: FusionState, kernels: list[Group]) -> Program:
         loops.append(loop)
         state.buffers.update({buffer.name: buffer for buffer in local})
         state.report.kernels.append((loop.name, nodes))
+    state.report.buffers = {node: name for node, name in state.names.items() if node.op != "input"}
     state.buffers = {name: buffer for name, buffer in state.buffers.items() if old_name(name) is None}
     used = {name for loop in loops for name in loop.reads() + loop.writes()} | set(state.outputs)
     kept = {name: b for name, b in state.buffers.items() if name in used or b.role in ("input", "state")}

@@ -23,12 +23,16 @@ class Merge:
 
 @dataclass
 class FusionReport:
-    """What fusion did: kernels with the nodes in each, what was merged (in this order), and what was refused."""
+    """What fusion did: kernels with the nodes in each, what was merged (in this order), and what was refused.
+
+    buffers: which node has which buffer (the new value of a state that is written in place: its name and `groups.NEW`).
+    """
 
     kernels: list[tuple[str, tuple[Node, ...]]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
+    buffers: dict[Node, str] = field(default_factory=dict)
 
 
 @dataclass

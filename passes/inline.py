@@ -62,6 +62,10 @@ def _random(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Exp
     return scalar.philox(key, counter, flatten_index(index, node.shape))
 
 
+def _after(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
+    return inliner.value(node.inputs[0], index, mask)  # what must come before is an edge between kernels (merge.py)
+
+
 def _check_index(inliner: Inliner, node: Node, index: Coordinates, mask: Mask) -> Expr:
     return inliner.value(node.inputs[0], index, mask)
 
@@ -206,6 +210,7 @@ _RULES = {
     "constant": _constant,
     "iota": _iota,
     "random_bits": _random,
+    "after": _after,
     "check_index": _check_index,
     "reshape": _reshape,
     "permute": _permute,

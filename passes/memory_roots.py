@@ -16,7 +16,7 @@ from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.passes.fusion_state import FusionState
 from fusegraph.passes.groups import NEW, loads, old_name
 from fusegraph.passes.inline import Inliner, reshaped
-from fusegraph.passes.roots import Root, RootMaker, choose_roots
+from fusegraph.passes.roots import Root, RootMaker, choose_roots, storage
 
 
 def _identifier(name: str) -> str:
@@ -43,13 +43,6 @@ def name_inputs(state: FusionState) -> None:
         state.names[node] = _add_buffer(state, node.name, node.shape, node, "state" if node in updated else "input")
 
 
-def storage(node: Node) -> Node:
-    """The node whose memory holds `node`'s elements in the same order: below reshapes."""
-    while node.op == "reshape":
-        node = node.inputs[0]
-    return node
-
-
 def make_roots(state: FusionState) -> None:
     chosen = choose_roots(state.graph)
     targets = _update_targets(state, set(chosen))
@@ -69,8 +62,24 @@ def make_roots(state: FusionState) -> None:
     for node in chosen:
         if PRIMITIVES[node.op].kind == "scatter":
             _scatter_base(state, maker, node)
-        state.roots.append(maker.make(node, state.names[node]))
+        state.roots.append(replace(maker.make(node, state.names[node]), after=_awaited(state, node)))
     _copies(state, maker, targets)
+
+
+def _awaited(state: FusionState, root: Node) -> frozenset[str]:
+    """Buffers that `root`, or what is inlined into it, must come after."""
+    found: set[str] = set()
+    seen: set[Node] = set()
+    stack = list(root.inputs)
+    while stack:
+        node = stack.pop()
+        if node in seen or node in state.names:
+            continue
+        seen.add(node)
+        if node.op == "after":
+            found |= {state.names[storage(value)] for value in node.inputs[1:]}
+        stack += node.inputs[:1] if node.op == "after" else node.inputs
+    return frozenset(found)
 
 
 def _adds_to_scatter(state: FusionState, node: Node, users: Mapping[Node, Sequence[Node]], kept: set[Node]) -> bool:

@@ -70,6 +70,8 @@ class KernelGraph:
                 readers.setdefault(name, []).append(number)
                 for writer in writers.get(name, ()):
                     self._edge(writer, number)
+            for writer in (writer for name in sorted(root.after) for writer in writers.get(name, ())):
+                self._edge(writer, number)
             for writer in writers.get(root.buffer, ()):
                 self._edge(writer, number)
             writers.setdefault(root.buffer, []).append(number)

@@ -1,4 +1,4 @@
-"""Step 3 of fusion: the order of the kernels, with few barriers.
+"""Step 3 of fusion: the order of the kernels, with few barriers; or, where memory is short, with few bytes alive.
 
 Threads meet at a barrier before a kernel that needs what another has written since the last one (or overwrites what another
 reads). Kernels that depend on no other (zeros that a scatter adds to, copies of parameters in another layout) can run at any
@@ -8,7 +8,7 @@ own, and their results do not lie about for long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fusegraph.passes.groups import Group, old_name
 from fusegraph.passes.merge import KernelGraph
@@ -57,3 +57,44 @@ def _phases(groups: Sequence[Group]) -> list[int]:
 
 def _memory(name: str) -> str:
     return old_name(name) or name
+
+
+SMALL = 1 << 12  # bytes: what a kernel that overwrites a parameter must free before it runs ahead of others
+
+
+def frugal(kernels: KernelGraph) -> list[Group]:
+    """The kernels in an order that keeps few bytes alive: of those that may run, the one that frees most, or adds least.
+
+    What only overwrites a state (a counter of random numbers, say) waits: a value that is computed from it may be wanted again.
+    """
+    waiting = {number: len(before) for number, before in kernels.predecessors.items()}
+    ready = {number for number, count in waiting.items() if count == 0}
+    left: dict[str, set[int]] = {}
+    for number, group in kernels.groups.items():
+        for name in group.reads() | group.writes:
+            left.setdefault(name, set()).add(number)
+    sizes = {name: buffer.nbytes for name, buffer in kernels.state.buffers.items() if buffer.role == "temp"}
+    found: list[int] = []
+    while ready:
+        number = min(ready, key=lambda n: _demand(kernels, n, left, sizes))
+        found.append(number)
+        ready.remove(number)
+        for name in kernels.groups[number].reads() | kernels.groups[number].writes:
+            left[name].discard(number)
+        for after in kernels.successors[number]:
+            waiting[after] -= 1
+            if waiting[after] == 0:
+                ready.add(after)
+    return [kernels.groups[number] for number in found]
+
+
+def _demand(
+    kernels: KernelGraph, number: int, left: Mapping[str, set[int]], sizes: Mapping[str, int]
+) -> tuple[bool, int, int]:
+    """What to sort ready kernels by: whether it can wait, bytes that it adds less those that it frees, its place."""
+    group = kernels.groups[number]
+    names = {name for name in group.reads() | group.writes if name in sizes}
+    added = sum(sizes[name] for name in names & group.writes if left[name] != {number})
+    freed = sum(sizes[name] for name in names - group.writes if left[name] == {number})
+    overwrites = any(old_name(name) for name in group.writes)
+    return overwrites and added - freed > -SMALL, added - freed, kernels.first[number]

@@ -34,6 +34,7 @@ class Root:
     """The loop that computes one node: for each point of `axes`, `value` (reduced over `reduce_axes`) goes to `index`.
 
     kind: map | reduce | contract | scatter
+    after: buffers that must be there before it reads anything (from the primitive of that name)
     """
 
     node: Node
@@ -44,6 +45,7 @@ class Root:
     value: Expr
     index: tuple[Index, ...]
     reduce_op: str = ""
+    after: frozenset[str] = frozenset()
 
     @cached_property
     def loads(self) -> tuple[Load, ...]:
@@ -65,7 +67,20 @@ def is_anchor(node: Node) -> bool:
 
 def base(node: Node) -> Node:
     """The node whose elements a chain of views shows."""
-    while PRIMITIVES.get(node.op) and PRIMITIVES[node.op].kind == "view" and len(node.inputs) == 1:
+    while _shows_one(node):
+        node = node.inputs[0]
+    return node
+
+
+def _shows_one(node: Node) -> bool:
+    """Whether it is a view of one value."""
+    is_view = node.op in PRIMITIVES and PRIMITIVES[node.op].kind == "view"
+    return is_view and (len(node.inputs) == 1 or node.op == "after")
+
+
+def storage(node: Node) -> Node:
+    """The node whose memory holds `node`'s elements in the same order: below reshapes."""
+    while node.op in ("reshape", "after"):
         node = node.inputs[0]
     return node
 
@@ -89,6 +104,8 @@ def choose_roots(graph: Graph) -> list[Node]:
             roots |= set(_repeated(node))
         elif node.op == "put_add":
             roots |= set(_rows_of_factors(node.inputs[2]))
+        elif node.op == "after":
+            roots |= {made for value in node.inputs[1:] if (made := _stored(value))}
     _cut_expensive(graph, roots)
     return [node for node in graph.nodes if node in roots]
 
@@ -99,8 +116,7 @@ def _is_source(node: Node) -> bool:
 
 def _stored(result: Node) -> Node | None:
     """What must have memory so that `result` can leave the graph: below reshapes, which share it."""
-    while result.op == "reshape":
-        result = result.inputs[0]
+    result = storage(result)
     return None if result.op == "input" else result
 
 
@@ -147,9 +163,9 @@ def _rows_of_factors(updates: Node) -> Iterator[Node]:
 def _deepest_permute(view: Node) -> Node:
     """The permute that is nearest to the memory that a chain of views shows; `view` itself if there is none."""
     found = node = view
-    while PRIMITIVES.get(node.op) and PRIMITIVES[node.op].kind == "view" and len(node.inputs) == 1:
+    while _shows_one(node):
         found = node if node.op == "permute" else found
-        (node,) = node.inputs
+        node = node.inputs[0]
     return found
 
 

@@ -146,6 +146,7 @@ PLAIN: dict[str, Callable[..., Array]] = {
         x.shape
     ),
     "check_index": lambda x, **params: x,
+    "after": lambda x, *before: x,
     "sum": reduction(math.fsum),
     "prod": reduction(math.prod),
     "max": reduction(max),

@@ -1,4 +1,8 @@
-"""Views: other names for the same elements. They never become kernels: they compose into index maps."""
+"""Views: other names for the same elements. They never become kernels: they compose into index maps.
+
+`after(x, a, b, ...)` is x, read not before a and b have been computed. It has no effect on values: a pass that computes a value
+again, to save memory, says by it when, and that the copy is not the value that was there already (equal nodes are one node).
+"""
 
 from __future__ import annotations
 
@@ -92,6 +96,12 @@ def _infer_concat(inputs: Any, params: Params) -> tuple[Shape, DType]:
         )
     total = sum(other.shape[axis] for other in inputs)
     return (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype
+
+
+def _infer_after(inputs: Any, params: Params) -> tuple[Shape, DType]:
+    """x, and values that must be there before x is read here."""
+    require(len(inputs) >= 2, "after: a value, and at least one that comes before it")
+    return tuple(inputs[0].shape), inputs[0].dtype
 
 
 def _vjp_slice(ct: Any, out: Any, inputs: Any, params: Params) -> tuple[Any]:
@@ -319,5 +329,19 @@ register(
             _one((2, 3, 3), axis=1, extent=10, stride=2, dilation=2),
             _one((3, 2), axis=0, extent=9, stride=3, dilation=1),
         ),
+    )
+)
+register(
+    Primitive(
+        "after",
+        "view",
+        _infer_after,
+        lambda x, *before: x,
+        vjp=lambda ct, out, inputs, params: (ct, *(None,) * (len(inputs) - 1)),
+        samples=lambda rng: [
+            ((rng.uniform(-2, 2, (2, 3)), np.arange(4)), {}),
+            ((rng.uniform(-2, 2, (5,)), np.arange(2), np.arange(3)), {}),
+        ],
+        errors=lambda: [((np.zeros(3),), {}, ShapeError, "at least one that comes before")],
     )
 )
