@@ -285,9 +285,10 @@ class FunctionBuilder:
         """Load a value; ``align`` in bytes, the element type's own alignment if left out."""
         return self.op(f"load {type_}, ptr {ptr}, align {align or _natural_alignment(type_)}")
 
-    def store(self, type_: str, value: Operand, ptr: str, align: int | None = None) -> None:
+    def store(self, type_: str, value: Operand, ptr: str, align: int | None = None, *, past_caches: bool = False) -> None:
         """Store a value; ``align`` in bytes, the element type's own alignment if left out."""
-        self.emit(f"store {type_} {value}, ptr {ptr}, align {align or _natural_alignment(type_)}")
+        hint = ", !nontemporal !{i32 1}" if past_caches else ""
+        self.emit(f"store {type_} {value}, ptr {ptr}, align {align or _natural_alignment(type_)}{hint}")
 
     def affine(self, terms: Sequence[tuple[int, Operand]], const: int = 0) -> str:
         """The i64 value ``sum(coef * name) + const``; integer operands are folded. May be a constant's text."""

@@ -23,6 +23,7 @@ from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
 from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
+from fusegraph.codegen.cpu.nest_stream import streamed_buffers
 from fusegraph.codegen.cpu.nest_strips import Strips, StripWriter, plan_strips
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
@@ -52,7 +53,10 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     pointers |= {name: fn.gep("%scratch", offset, "i8") for name, offset in shared.offsets.items()}
     evaluator = Evaluator(fn, module, {**program.buffers, **shared.rows}, pointers, shared.loop.writes(), exact)
     strips = plan_strips(shared.loop, plan, exact)
+    evaluator.memory.streamed = streamed_buffers(loop, program)
     NestWriter(evaluator, shared.loop, strips.plan if strips else plan, strips, pairs is not None).write()
+    if evaluator.memory.streamed:
+        fn.emit("fence seq_cst")  # stores past the caches are in no order with later ones
     scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
     return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel)
 

@@ -12,6 +12,7 @@ from fusegraph.codegen.cpu.irtext import Operand, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_index import constant_of
 from fusegraph.codegen.cpu.nest_ops import memory_element
+from fusegraph.codegen.cpu.nest_stream import alignment
 from fusegraph.dtypes import DType, bool_
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Atom, Axis, Index
@@ -31,6 +32,7 @@ class MemoryWriter:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._e = evaluator
+        self.streamed: frozenset[str] = frozenset()  # buffers that are written past the caches
 
     # -- addresses ----------------------------------------------------------------------------------------------------
 
@@ -350,7 +352,7 @@ class MemoryWriter:
         if copy is None:
             self._store_one(v, value, self.pointer(store.buffer, index, None), store.mode)
         elif step == 1:
-            self._store_contiguous(v, value, self.pointer(store.buffer, index, copy), copy, store.mode)
+            self._store_contiguous(v, value, store, copy)
         elif step == -1 and store.mode == "store":
             pointer = self._offset(self.pointer(store.buffer, index, copy), 1 - copy.count, v.element)
             v.store_first(self._reversed(v, value, copy.count), pointer, copy.count)
@@ -361,8 +363,14 @@ class MemoryWriter:
         one = self._e.ops(1).element(v.element)
         one.store(one.add(one.load(pointer), value) if mode == "add" else value, pointer)
 
-    def _store_contiguous(self, v: VectorOps, value: str, pointer: str, copy: Copy, mode: str) -> None:
-        if mode == "add":
+    def _store_contiguous(self, v: VectorOps, value: str, store: Store, copy: Copy) -> None:
+        pointer = self.pointer(store.buffer, store.index[0], copy)
+        if store.buffer in self.streamed and self._e.frame is not None:
+            align = alignment(store.index[0], self._e.frame.axis, copy, self._e.buffers[store.buffer].dtype.itemsize)
+            if align is not None:
+                self._e.fn.store(v.type, value, pointer, align, past_caches=True)
+                return
+        if store.mode == "add":
             value = v.add(v.load_first(pointer, copy.count), value)
         v.store_first(value, pointer, copy.count)
 

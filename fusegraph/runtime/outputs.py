@@ -1,4 +1,4 @@
-"""Arrays for the results of a step. Memory of a large result that nobody holds any more serves again.
+"""Arrays for the results of a step. Large ones start at a cache line, and their memory serves again when nobody holds them.
 
 A fresh array of megabytes costs more than a kernel that fills it: the system clears every page when it is first touched.
 A result is a view of a block that is kept here; while a view of it, or anything made of one (a slice, a memoryview, a DLPack
@@ -34,19 +34,21 @@ class OutputMemory:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._shape, self._dtype = shape, dtype
+        self._reuses = _reuses()
         self._nbytes = math.prod(shape) * dtype.itemsize
         self._blocks: list[tuple[Array, int]] = []
 
     def make(self) -> Array:
         """An array; its content is arbitrary."""
-        for number in range(len(self._blocks)):
+        for number in range(len(self._blocks)) if self._reuses else ():
             if _references(self._blocks, number) == _UNUSED:
                 block, start = self._blocks[number]
                 break
         else:
             block = np.empty(self._nbytes + CACHE_LINE, np.uint8)
             start = -block.ctypes.data % CACHE_LINE
-            self._blocks = [*self._blocks[1 - KEPT :], (block, start)]
+            if self._reuses:
+                self._blocks = [*self._blocks[1 - KEPT :], (block, start)]
         return np.ndarray(self._shape, self._dtype, block, start)
 
 
@@ -57,9 +59,8 @@ def _references(blocks: list[tuple[Array, int]], number: int) -> int:
 
 
 def output_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> OutputMemory | None:
-    """Memory that serves again, for an output of this size; None where a fresh array is as good."""
-    large = math.prod(shape) * dtype.itemsize >= REUSED_FROM
-    return OutputMemory(shape, dtype) if large and _reuses() else None
+    """Memory for an output of this size; None where any fresh array is as good."""
+    return OutputMemory(shape, dtype) if math.prod(shape) * dtype.itemsize >= REUSED_FROM else None
 
 
 _UNUSED = _references([(np.empty(0, np.uint8), 0)], 0)  # of a block that nobody else holds
