@@ -85,13 +85,29 @@ def four_cores(free_choice, monkeypatch):
 def test_choice_keeps_the_faster_count(four_cores, monkeypatch, seconds, kept):
     step = FakeStep(monkeypatch, seconds)
     choice = ThreadChoice(step)
-    for _ in range(400):
+    for _ in range(90):
         choice(99)
     assert choice.threads == kept and not choice.fixed
     assert set(step.calls[:10]) == {1, 4}, "both are tried"
-    assert step.calls[30:] == [kept] * 370
+    assert step.calls[30:70] == [kept] * 40
     decisive = max(seconds.values()) > 2 * min(seconds.values())
-    assert step.calls.count(5 - kept) <= (5 if decisive else 11), "a trial stays short"
+    assert step.calls[:70].count(5 - kept) <= (5 if decisive else 11), "a trial stays short"
+    for _ in range(2000):
+        choice(99)
+    assert choice.threads == kept
+    assert step.calls[70:].count(5 - kept) <= 6 * 9, "trials become rare"
+
+
+def test_a_first_trial_that_was_disturbed_is_soon_corrected(four_cores, monkeypatch):
+    step = FakeStep(monkeypatch, {4: 3.0, 1: 1.5})  # the workers share a core with the caller
+    choice = ThreadChoice(step)
+    for _ in range(30):
+        choice(99)
+    assert choice.threads == 1
+    step.seconds[4] = 1.0
+    for _ in range(100):
+        choice(99)
+    assert choice.threads == 4
 
 
 def test_choice_is_checked_again_after_about_a_thousand_calls(four_cores, monkeypatch):
@@ -124,7 +140,8 @@ def test_one_slow_call_changes_nothing(four_cores, monkeypatch):
     for call in range(600):
         step.seconds[4] = 50.0 if call >= 30 and call % 32 == 0 else 1.0
         choice(99)
-    assert choice.threads == 4 and step.calls[30:] == [4] * 570
+        assert call < 30 or choice.threads == 4
+    assert step.calls[30:].count(1) <= 3 * 9  # of the trials that come anyway
 
 
 def test_a_count_that_was_asked_for_is_obeyed_exactly(four_cores, monkeypatch):

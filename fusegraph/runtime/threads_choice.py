@@ -20,7 +20,7 @@ WARM_UP = 2  # calls before the first trial: page faults, cold caches
 BLOCK = 3  # calls in a row with one count; the first is not counted, because it may have to wake parked workers
 ROUNDS = 3  # blocks of each count in a trial
 SAMPLE_EVERY = 16  # after the trial one call of so many is timed
-RECHECK_SAMPLES = 64  # sampled calls until the next trial: about a thousand calls
+FIRST_RECHECK, LAST_RECHECK = 4, 64  # sampled calls until the next trial: 64 calls after a change, at last a thousand
 SLOW_SAMPLES = 3  # sampled calls in a row at twice the kept time that bring the next trial forward
 CLEAR_LEAD = 2.0  # lead that ends a trial after its first round: trials of long steps are expensive
 MARGIN = 0.95  # the count in use is left only for one that takes less than this share of its time
@@ -29,9 +29,11 @@ MARGIN = 0.95  # the count in use is left only for one that takes less than this
 class ThreadChoice:
     """A bound step that picks its thread count: `choice.call(table_ptr)` (or `choice(table_ptr)`, 0.1 us slower).
 
-    Blocks of calls with all threads and with one are timed alternately, then the better count is kept, and tried again
-    after about 1000 calls or when calls take twice the time. `max_threads` limits the count (little parallel work).
-    `prepare(count)` is called before a call may use up to so many threads, if that may be more or fewer than before.
+    Blocks of calls with all threads and with one are timed alternately, then the better count is kept. It is tried again
+    when calls take twice the time, and after 64 calls, after 128, and so on up to 1000 while trials agree: the first one is
+    often wrong, since new workers may share a core with the caller until the system spreads them. `max_threads` limits the
+    count (little parallel work). `prepare(count)` is called before a call may use up to so many threads, if that may be more
+    or fewer than before.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ThreadChoice:
         if self._prepare is not None:
             self._prepare(self._most)
         self._fixed = asked_threads() is not None or self._most == 1
+        self._recheck = FIRST_RECHECK // 2
         self._begin_trial()
         self._untimed = WARM_UP
 
@@ -106,13 +109,14 @@ class ThreadChoice:
         self._trial_call += 1
         winner = self._winner() if self._trial_call % (2 * BLOCK) == 0 else 0
         if winner:
+            self._recheck = min(2 * self._recheck, LAST_RECHECK) if winner == self._kept else FIRST_RECHECK
             self._kept = winner
             self._kept_seconds = median(self._times[winner])
             self._in_trial = False
             if events.wanted("threads"):
                 tried = ", ".join(f"{n}: {1e6 * min(t):.1f} us" for n, t in self._times.items())
                 events.event("threads", f"a step settles on {winner} thread(s) (fastest calls by count: {tried})")
-            self._samples_left = RECHECK_SAMPLES
+            self._samples_left = self._recheck
             self._slow = 0
             self._untimed = SAMPLE_EVERY - 1
 
