@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -173,6 +173,13 @@ class Artifact:
         from fusegraph.passes.fuse import fuse
 
         program, report = fuse(self.graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
+        if self.options.backend == "cpu" and self.options.fuse and not self.options.exact:
+            from fusegraph.codegen.cpu.winners import with_winners
+
+            program, origin = with_winners(program)
+            if origin:
+                nodes = dict(report.kernels)
+                report.kernels = [(loop.name, nodes[origin.get(loop.name, loop.name)]) for loop in program.loops]
         tell_fusion(self.graph, report)
         return program, report
 
@@ -311,7 +318,7 @@ def _build_native(artifact: Artifact) -> Artifact:
     if entry is not None:
         try:
             layout = StepLayout.from_json(json.loads(entry["layout.json"]))
-            step = NativeStep(entry["object"], layout, shapes)
+            step = NativeStep(_objects(entry.blobs), layout, shapes)
         except (KeyError, TypeError, ValueError):
             entry = None
         else:
@@ -323,19 +330,25 @@ def _build_native(artifact: Artifact) -> Artifact:
             artifact.stored_report = entry.blobs.get("report.json")
             return artifact
     events.event("cache", f"{graph.name}: not in the disk cache ({key[:12]})")
-    code, layout = _generate(artifact)
+    objects, layout = _generate(artifact)
     started = time.perf_counter()
-    artifact.executable = NativeStep(code, layout, shapes)
+    artifact.executable = NativeStep(objects, layout, shapes)
     artifact.seconds["load"] = time.perf_counter() - started
-    cache.put(
-        key, {"object": code, "layout.json": json.dumps(layout.to_json()).encode(), "report.json": _report(artifact)}
-    )
+    blobs = {f"object{number}": code for number, code in enumerate(objects)}
+    blobs |= {"layout.json": json.dumps(layout.to_json()).encode(), "report.json": _report(artifact)}
+    cache.put(key, blobs)
     events.event(
         "kernels",
         f"{graph.name}: {len(layout.kernels)} kernels, {layout.barriers} barriers, arena {layout.arena_bytes} bytes, "
         f"compiled in {time.perf_counter() - start:.3f} s",
     )
     return artifact
+
+
+def _objects(blobs: Mapping[str, bytes]) -> list[bytes]:
+    """The objects of an entry of the disk cache. Raises KeyError if it has none."""
+    names = [f"object{number}" for number in range(sum(name.startswith("object") for name in blobs))]
+    return [blobs[name] for name in names or ["object0"]]
 
 
 def _report(artifact: Artifact) -> bytes:
@@ -345,43 +358,49 @@ def _report(artifact: Artifact) -> bytes:
     return encode(program_report(artifact), artifact.traced)
 
 
-def step_code(artifact: Artifact, clock: str | None = None) -> Any:
-    """The LLVM IR of an artifact's fused program (codegen.cpu.step.StepCode); with notes of `clock`, for profiling."""
+def step_code(artifact: Artifact, clock: str | None = None, take: Callable[[str], None] | None = None) -> StepCode:
+    """The LLVM IR of an artifact's fused program; with notes of `clock`, for profiling.
+
+    take: is given the IR part by part, as it is written (see `emit_step`).
+    """
     from fusegraph.codegen.cpu.step import emit_step
     from fusegraph.runtime import llvm
     from fusegraph.runtime.executable import data_field
     from fusegraph.runtime.pool import barrier_ir
 
     bits, exact = llvm.target().vector_bits, artifact.options.exact
-    return emit_step(artifact.fused[0], bits, barrier_ir(), exact, data_field(), clock)
+    return emit_step(artifact.fused[0], bits, barrier_ir(), exact, data_field(), clock, take)
 
 
-def compiled_step(artifact: Artifact, clock: str) -> tuple[bytes, StepLayout]:
+def compiled_step(artifact: Artifact, clock: str) -> tuple[Sequence[bytes], StepLayout]:
     """Machine code of the same step with notes of `clock`, and its layout. Not kept anywhere."""
-    from fusegraph.runtime import llvm
+    from fusegraph.runtime.compile_queue import CompileQueue
 
-    step = step_code(artifact, clock)
-    return llvm.compile_ir(step.text), _layout(artifact.fused[0], step)
+    with CompileQueue() as queue:
+        step = step_code(artifact, clock, queue.add)
+        return queue.finish(), _layout(artifact.fused[0], step)
 
 
-def _generate(artifact: Artifact) -> tuple[bytes, StepLayout]:
-    from fusegraph.runtime import llvm
+def _generate(artifact: Artifact) -> tuple[Sequence[bytes], StepLayout]:
+    """Machine code and layout. The first parts of the IR are compiled while the others are written."""
+    from fusegraph.runtime.compile_queue import CompileQueue
 
     seconds = artifact.seconds
     clock = time.perf_counter()
-    artifact.graph  # noqa: B018  (computed and kept)
-    seconds["passes"], clock = time.perf_counter() - clock, time.perf_counter()
-    program, _ = artifact.fused
-    seconds["fusion"], clock = time.perf_counter() - clock, time.perf_counter()
-    step = step_code(artifact)
-    artifact.note(step)
-    seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
-    code = llvm.compile_ir(step.text)
-    seconds["llvm"] = time.perf_counter() - clock
-    return code, _layout(program, step)
+    with CompileQueue() as queue:
+        artifact.graph  # noqa: B018  (computed and kept)
+        seconds["passes"], clock = time.perf_counter() - clock, time.perf_counter()
+        program, _ = artifact.fused
+        seconds["fusion"], clock = time.perf_counter() - clock, time.perf_counter()
+        step = step_code(artifact, take=queue.add)
+        artifact.note(step)
+        seconds["code generation"], clock = time.perf_counter() - clock, time.perf_counter()
+        objects = queue.finish()
+        seconds["llvm"] = time.perf_counter() - clock
+    return objects, _layout(program, step)
 
 
-def _layout(program: Program, step: Any) -> StepLayout:
+def _layout(program: Program, step: StepCode) -> StepLayout:
     from fusegraph.runtime.executable import Slot, StepLayout, data_field
 
     slots = tuple(

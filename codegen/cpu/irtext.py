@@ -21,12 +21,18 @@ of a type (``"float"``, ``"<8 x float>"``, ``"ptr"``). Indices and offsets are `
 from __future__ import annotations
 
 import contextlib
-import math
 import re
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from fusegraph.codegen.cpu.ircontrol import Branch, Loop
+from fusegraph.codegen.cpu.irtypes import (
+    FAST_MATH,
+    element_bytes,
+    float_const,
+    function_attributes,
+    int_const,
+    natural_alignment,
+)
 
 __all__ = [
     "FAST_MATH",
@@ -40,52 +46,11 @@ __all__ = [
     "int_const",
 ]
 
-FAST_MATH = "contract nsz arcp reassoc"
-"""Flags for arithmetic that may be re-associated. Never nnan/ninf: NaN and inf behave as in numpy."""
-
 Operand = str | int
 
 _CALLEE = re.compile(r"call [^@]*@([\w.]+)\(")
 
 _UNLIKELY = ', !prof !{!"branch_weights", i32 1, i32 2000}'
-
-_ELEMENT_BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "i1": 1, "ptr": 8, "half": 2}
-
-
-def element_bytes(element: str) -> int:
-    """Size in bytes of a scalar type as it lies in memory; i1 is stored as one byte."""
-    return _ELEMENT_BYTES[element]
-
-
-def float_const(value: float, element: str) -> str:
-    """The exact hexadecimal text of a constant of type ``float`` or ``double`` (inf and NaN included).
-
-    A ``float`` constant is rounded to the nearest float first; one that overflows becomes inf.
-    """
-    if element == "float":
-        value = _round_to_float(float(value))
-    elif element != "double":
-        raise ValueError(f"float_const: the element type must be float or double, not {element!r}")
-    if math.isnan(value):
-        return "0x7FF8000000000000"
-    return f"0x{struct.unpack('<Q', struct.pack('<d', float(value)))[0]:016X}"
-
-
-def _round_to_float(value: float) -> float:
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.copysign(math.inf, value)
-
-
-def int_const(value: int | bool, element: str) -> str:
-    """The text of an integer or boolean constant (``i1`` gives true/false)."""
-    return ("true" if value else "false") if element == "i1" else str(int(value))
-
-
-def function_attributes(vector_bits: int) -> str:
-    """Attributes that make the code generator use vectors of this width (bits), and no wider or narrower ones."""
-    return f'nounwind "min-legal-vector-width"="{vector_bits}" "prefer-vector-width"="{vector_bits}"'
 
 
 class FunctionBuilder:
@@ -148,9 +113,24 @@ class FunctionBuilder:
         self.emit(f"ret {type_} {value}".rstrip())
         self._returned = True
 
-    def text(self) -> str:
-        """The whole function definition."""
-        linkage = f"{self.linkage} " if self.linkage else ""
+    @property
+    def size(self) -> int:
+        """Lines of its body."""
+        return len(self._lines)
+
+    @property
+    def inlined(self) -> bool:
+        """Whether it becomes part of whoever calls it."""
+        return "alwaysinline" in self.attrs
+
+    def declaration(self) -> str:
+        """What a module says that calls this function of another one."""
+        types = ", ".join(param.rpartition(" ")[0] for param in self.params)
+        return f"declare {self.returns} @{self.name}({types})"
+
+    def text(self, exported: bool = False) -> str:
+        """The whole function definition. `exported`: for other modules to call, too."""
+        linkage = f"{self.linkage} " if self.linkage and not exported else ""
         attrs = f" {self.attrs}" if self.attrs else ""
         body = self._lines if self._returned else [*self._lines, "  ret void"]
         head = f"define {linkage}{self.returns} @{self.name}({', '.join(self.params)}){attrs} {{"
@@ -283,12 +263,14 @@ class FunctionBuilder:
 
     def load(self, type_: str, ptr: str, align: int | None = None) -> str:
         """Load a value; ``align`` in bytes, the element type's own alignment if left out."""
-        return self.op(f"load {type_}, ptr {ptr}, align {align or _natural_alignment(type_)}")
+        return self.op(f"load {type_}, ptr {ptr}, align {align or natural_alignment(type_)}")
 
-    def store(self, type_: str, value: Operand, ptr: str, align: int | None = None, *, past_caches: bool = False) -> None:
+    def store(
+        self, type_: str, value: Operand, ptr: str, align: int | None = None, *, past_caches: bool = False
+    ) -> None:
         """Store a value; ``align`` in bytes, the element type's own alignment if left out."""
         hint = ", !nontemporal !{i32 1}" if past_caches else ""
-        self.emit(f"store {type_} {value}, ptr {ptr}, align {align or _natural_alignment(type_)}{hint}")
+        self.emit(f"store {type_} {value}, ptr {ptr}, align {align or natural_alignment(type_)}{hint}")
 
     def affine(self, terms: Sequence[tuple[int, Operand]], const: int = 0) -> str:
         """The i64 value ``sum(coef * name) + const``; integer operands are folded. May be a constant's text."""
@@ -335,11 +317,6 @@ class FunctionBuilder:
         return self.select(self.compare("sgt", "i64", a, b), "i64", a, b)
 
 
-def _natural_alignment(type_: str) -> int:
-    element = type_.rstrip(">").split(" x ")[-1].strip()
-    return element_bytes(element)
-
-
 class Module:
     """Functions, globals and declarations, printed in a deterministic order.
 
@@ -349,10 +326,13 @@ class Module:
 
     def __init__(self, vector_bits: int = 256) -> None:
         self.vector_bits = vector_bits
-        self._functions: dict[str, FunctionBuilder | str] = {}
-        self._globals: dict[str, str] = {}
+        self.functions: dict[str, FunctionBuilder] = {}
+        self.globals: dict[str, str] = {}
         self._declarations: dict[str, str] = {}
-        self._metadata: list[str] = []
+        self.metadata: list[str] = []
+        self._first: dict[tuple[str, str], str] = {}  # of functions that were compared
+        self._instead: dict[str, str] = {}  # of functions that went, which is called in their place
+        self._new: list[FunctionBuilder] = []  # that were not compared yet
 
     def function(
         self, name: str, params: Sequence[str], *, attrs: str = "", linkage: str = "internal", returns: str = "void"
@@ -364,30 +344,27 @@ class Module:
 
     def add(self, fn: FunctionBuilder) -> FunctionBuilder:
         """Add a function built elsewhere; names are unique."""
-        self._claim(fn.name)
-        self._functions[fn.name] = fn
+        if fn.name in self.functions:
+            raise ValueError(f"function @{fn.name} is already in the module")
+        self.functions[fn.name] = fn
+        self._new.append(fn)
         return fn
-
-    def add_text(self, name: str, text: str) -> None:
-        """Add a function given as text."""
-        self._claim(name)
-        self._functions[name] = text
 
     def has_function(self, name: str) -> bool:
         """Whether a function of this name was added."""
-        return name in self._functions
+        return name in self.functions
 
     def add_global(self, name: str, definition: str) -> str:
         """Add ``@name = definition`` (once, if identical); gives ``@name``."""
-        known = self._globals.setdefault(name, definition)
+        known = self.globals.setdefault(name, definition)
         if known != definition:
             raise ValueError(f"global @{name} is defined twice: {known!r} and {definition!r}")
         return f"@{name}"
 
     def add_metadata(self, definition: str) -> str:
         """Add a metadata node; ``{self}`` in the definition stands for its own name. Gives ``!N``."""
-        name = f"!{len(self._metadata)}"
-        self._metadata.append(f"{name} = {definition.replace('{self}', name)}")
+        name = f"!{len(self.metadata)}"
+        self.metadata.append(f"{name} = {definition.replace('{self}', name)}")
         return name
 
     def declare(self, name: str, declaration: str) -> None:
@@ -397,32 +374,34 @@ class Module:
             raise ValueError(f"@{name} is declared twice: {known!r} and {declaration!r}")
 
     def merge_equal(self) -> int:
-        """Keep one of all internal functions that differ only in their names (and comments); gives how many went."""
-        first: dict[tuple[str, str], str] = {}
-        instead: dict[str, str] = {}
-        for name, fn in self._functions.items():
-            if isinstance(fn, FunctionBuilder) and fn.linkage == "internal":
-                instead[name] = first.setdefault(fn.form(), name)
-        gone = {name: kept for name, kept in instead.items() if kept != name}
-        for name in gone:
-            del self._functions[name]
-        for fn in self._functions.values() if gone else ():
-            if isinstance(fn, FunctionBuilder):
-                fn.rename_calls(gone)
-        return len(gone)
+        """Keep one of all internal functions that differ only in their names (and comments); gives how many went.
+
+        A second call compares what was added since the first; what was there then stays.
+        """
+        before = len(self._instead)
+        for fn in self._new:
+            if fn.linkage == "internal" and (kept := self._first.setdefault(fn.form(), fn.name)) != fn.name:
+                self._instead[fn.name] = kept
+                del self.functions[fn.name]
+        for fn in self._new if self._instead else ():
+            fn.rename_calls(self._instead)
+        self._new = []
+        return len(self._instead) - before
 
     def text(self) -> str:
         """The module as LLVM assembly."""
-        for fn in self._functions.values():
-            if isinstance(fn, FunctionBuilder):
-                for name, declaration in fn.declarations.items():
-                    self.declare(name, declaration)
-        functions = [fn if isinstance(fn, str) else fn.text() for fn in self._functions.values()]
-        constants = [f"{'@' + name} = {definition}" for name, definition in self._globals.items()]
-        declarations = [self._declarations[n] for n in sorted(self._declarations) if n not in self._functions]
-        sections = ["\n".join(part) for part in (constants, functions, declarations, self._metadata) if part]
-        return "\n\n".join(sections) + "\n"
+        for fn in self.functions.values():
+            for name, declaration in fn.declarations.items():
+                self.declare(name, declaration)
+        functions = [fn.text() for fn in self.functions.values()]
+        declarations = [self._declarations[n] for n in sorted(self._declarations) if n not in self.functions]
+        return module_text(self.globals, functions, declarations, self.metadata)
 
-    def _claim(self, name: str) -> None:
-        if name in self._functions:
-            raise ValueError(f"function @{name} is already in the module")
+
+def module_text(
+    globals_: Mapping[str, str], functions: Sequence[str], declarations: Sequence[str], metadata: Sequence[str]
+) -> str:
+    """The text of a module from the texts of what it consists of; `globals_`: definitions by name."""
+    constants = [f"{'@' + name} = {definition}" for name, definition in globals_.items()]
+    sections = ["\n".join(part) for part in (constants, functions, declarations, metadata) if part]
+    return "\n\n".join(sections) + "\n"

@@ -9,12 +9,14 @@ All threads run the same function. Between two kernels there is a barrier only w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.halos import Halo, with_halos
+from fusegraph.codegen.cpu.irparts import ModuleParts
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
@@ -22,6 +24,7 @@ from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
+from fusegraph.codegen.cpu.winners_kernels import emit_winners
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
 from fusegraph.ir.loops import Guard, Loop, Program
 
@@ -30,17 +33,24 @@ TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class StepCode:
-    """A program's IR text and what its caller must provide.
+    """A program's IR and what its caller must provide.
 
     program: as it lies in memory (see `in_memory`). barriers: how many a step passes.
+    module, runtime: its functions; the text of further ones, that they call.
     """
 
     program: Program
-    text: str
+    module: Module
+    runtime: str
     memory: MemoryPlan
     workspace_bytes: int
     barriers: int
     kernels: tuple[EmittedKernel, ...]
+
+    @cached_property
+    def text(self) -> str:
+        """All of the IR, as one module."""
+        return self.runtime + "\n" + self.module.text()
 
 
 def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, exact: bool) -> EmittedKernel:
@@ -49,6 +59,8 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
         made = emit_contract(module, loop, program, vector_bits, exact=exact)
         if made is not None:
             return made
+    if not exact and (made := emit_winners(module, loop, program, vector_bits)) is not None:
+        return made
     if loop.schedule == "scatter":
         return emit_scatter(module, loop, program, vector_bits, exact=exact)
     return emit_nest(module, loop, program, vector_bits, exact=exact)
@@ -61,22 +73,27 @@ def emit_step(
     exact: bool = False,
     data_field: int | None = None,
     clock: str | None = None,
+    take: Callable[[str], None] | None = None,
 ) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
     data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
+    take: is given the IR part by part, as it is written: modules that make up the step when they are linked.
     """
     module = Module(vector_bits=vector_bits)
     program, halos = in_memory(program, vector_bits, exact)
-    kernels = _emit_kernels(module, program, halos, vector_bits, exact)
+    parts = None if take is None else ModuleParts(module, take)
+    kernels = _emit_kernels(module, program, halos, vector_bits, exact, parts)
     memory = plan_memory(program)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
     barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field, clock)
     module.merge_equal()
-    return StepCode(program, barrier_text + "\n" + module.text(), memory, workspace, barriers, kernels)
+    if parts is not None:
+        parts.finish(barrier_text + "\n")
+    return StepCode(program, module, barrier_text, memory, workspace, barriers, kernels)
 
 
 def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program, dict[str, list[Halo]]]:
@@ -93,7 +110,12 @@ def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program,
 
 
 def _emit_kernels(
-    module: Module, program: Program, halos: Mapping[str, Sequence[Halo]], vector_bits: int, exact: bool
+    module: Module,
+    program: Program,
+    halos: Mapping[str, Sequence[Halo]],
+    vector_bits: int,
+    exact: bool,
+    parts: ModuleParts | None,
 ) -> tuple[EmittedKernel, ...]:
     """A kernel for each loop; loops that differ only in names share one function."""
     kernels: list[EmittedKernel] = []
@@ -108,6 +130,8 @@ def _emit_kernels(
                 for halo in borders
             ]
             first[key] = (loop, _with_zeros(module, kernel, zeros) if zeros else kernel)
+            if parts is not None:
+                parts.cut()
         like, kernel = first[key]
         renamed = dict(zip(kernel_buffers(like), kernel_buffers(loop), strict=True))
         kernels.append(replace(kernel, buffers=tuple(renamed[name] for name in kernel.buffers)))

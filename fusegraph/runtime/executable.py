@@ -119,7 +119,9 @@ class NativeStep:
     held                   see `run`
     """
 
-    def __init__(self, code: bytes, layout: StepLayout, shapes: Sequence[tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self, code: bytes | Sequence[bytes], layout: StepLayout, shapes: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
         self.layout = layout
         self.code = llvm.load(code, ("step",))
         self.arena = Arena(layout.arena_bytes)

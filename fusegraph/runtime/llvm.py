@@ -4,16 +4,21 @@ Only three passes run before code generation: always-inline, removal of unused f
 Generated code already is explicit-vector code, so that the full pipeline costs three times the compile time and gives
 nothing (whole LeNet step: 182 ms against 619 ms, same speed). `vectorize=True` asks for the full pipeline; it serves
 scalar loops that need LLVM's own loop vectoriser.
+
+Several threads may compile at once: llvmlite lets one thread into LLVM at a time, but modules of different contexts have
+nothing in common, so that the slow calls go past its lock (see `_Gate`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +26,7 @@ from typing import Any
 from fusegraph.errors import CompilerError
 
 _library_number = itertools.count()
+_starting = threading.RLock()  # what is made once for the process is made by one thread
 
 
 @dataclass(frozen=True)
@@ -83,26 +89,36 @@ def target() -> Target:
 
 
 def compile_ir(text: str, *, vectorize: bool = False, times: CompileTimes | None = None) -> bytes:
-    """Compile LLVM IR text to a relocatable object for the host.
+    """Compile LLVM IR text to a relocatable object for the host. Threads may call this at the same time.
 
     `times` receives the seconds of each phase. Raises CompilerError if LLVM refuses the text.
     """
     times = CompileTimes() if times is None else times
-    module = _optimized(text, vectorize, times)
-    start = time.perf_counter()
-    code = _machine().emit_object(module)
-    times.codegen += time.perf_counter() - start
+    with _machine() as machine:
+        module = _optimized(machine, text, vectorize, times)
+        start = time.perf_counter()
+        code = _emit_object(machine, module)
+        times.codegen += time.perf_counter() - start
+        del module  # before another thread has the machine
     return code
 
 
 def assembly(text: str, *, vectorize: bool = False) -> str:
     """The host's assembly for LLVM IR text: what `compile_ir` would put into the object. For reading."""
-    return _machine().emit_assembly(_optimized(text, vectorize, CompileTimes()))
+    with _machine() as machine:
+        return machine.emit_assembly(_optimized(machine, text, vectorize, CompileTimes()))  # type: ignore[no-any-return]
 
 
 def optimized_ir(text: str, *, vectorize: bool = False) -> str:
     """The IR text as it reaches code generation. For reading."""
-    return str(_optimized(text, vectorize, CompileTimes()))
+    with _machine() as machine:
+        return str(_optimized(machine, text, vectorize, CompileTimes()))
+
+
+def prepare() -> None:
+    """Do what the first call of `compile_ir` and of `load` would do once for the process."""
+    with _machine():
+        _jit()
 
 
 class LoadedCode:
@@ -125,64 +141,144 @@ class LoadedCode:
             raise CompilerError(f"symbol {symbol!r} was not loaded; loaded: {', '.join(self._addresses)}") from None
 
 
-def load(code: bytes, symbols: Sequence[str]) -> LoadedCode:
-    """Link an object into the process and look up `symbols`. libm and libc resolve from the process.
+def load(code: bytes | Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
+    """Link an object, or several that know each other's symbols, into the process and look up `symbols`.
 
-    Raises CompilerError if the object is not one for this host, or a symbol is missing or undefined.
+    libm and libc resolve from the process. Raises CompilerError if an object is not one for this host, or a symbol is
+    missing or undefined.
     """
     llvm = _binding()
-    builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
+    objects = [code] if isinstance(code, bytes) else code
+    builder = llvm.JITLibraryBuilder().add_current_process()
+    for image in objects:
+        builder.add_object_img(image)
     for name in symbols:
         builder.export_symbol(name)
     try:
         tracker = builder.link(_jit(), f"fusegraph.{next(_library_number)}")
     except RuntimeError as error:
-        raise CompilerError(f"cannot load object code ({len(code)} bytes, symbols {list(symbols)}): {error}") from error
+        size = sum(map(len, objects))
+        raise CompilerError(f"cannot load object code ({size} bytes, symbols {list(symbols)}): {error}") from error
     return LoadedCode(tracker, tuple(symbols))
 
 
-@lru_cache(maxsize=1)
 def _binding() -> Any:
     """llvmlite.binding with the native target initialised; imported here so that importing this file stays cheap."""
+    with _starting:
+        return _initialised()
+
+
+@lru_cache(maxsize=1)
+def _initialised() -> Any:
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()  # inline assembly: the spin-wait hint
-    _never_fork_inside(llvm)
     return llvm
 
 
-def _never_fork_inside(llvm: Any) -> None:
-    """Fork only while no other thread is inside of LLVM: a child would wait for llvmlite's lock for ever.
+class _Gate:
+    """Threads inside are in LLVM without llvmlite's lock; the process forks only while nobody is inside.
 
-    The collector may free code, which takes that lock, in any thread at any time.
+    A child would wait for ever for a lock that another thread held.
     """
-    lock = getattr(getattr(llvm.ffi, "lib", None), "_lock", None)
-    if lock is None or not hasattr(os, "register_at_fork"):
-        return
-    os.register_at_fork(
-        before=lock.__enter__,
-        after_in_parent=lambda: lock.__exit__(None, None, None),
-        after_in_child=lambda: lock.__exit__(None, None, None),
-    )
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._inside += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until nobody is inside, and let nobody in until `open`."""
+        self._changed.acquire()
+        while self._inside:
+            self._changed.wait()
+
+    def open(self) -> None:
+        """Undo `close`."""
+        self._changed.release()
 
 
-@lru_cache(maxsize=1)
-def _machine() -> Any:
-    host = target()
-    # opt=1: more changes no step's time by more than 1 % (LeNet, MLP, transformer block, Kim CNN, layer norm), and takes a
-    # fifth more time
-    return (
-        _binding()
-        .Target.from_triple(host.triple)
-        .create_target_machine(cpu=host.cpu, features=host.features, opt=1, reloc="pic", codemodel="default", jit=True)
-    )
+_gate = _Gate()
 
 
-@lru_cache(maxsize=1)
+def _slow_call(name: str, *args: Any) -> Any:
+    """Call a function of llvmlite's library past llvmlite's lock: only on objects that no other thread has."""
+    function = getattr(_binding().ffi.lib, name)
+    with _gate:
+        return getattr(function, "_cfn", function)(*args)
+
+
+def _llvmlite_lock() -> Any:
+    """What llvmlite holds while it is in LLVM; nothing if it has not been used yet."""
+    if not _initialised.cache_info().currsize:
+        return contextlib.nullcontext()
+    return getattr(getattr(_initialised().ffi, "lib", None), "_lock", contextlib.nullcontext())
+
+
+def _before_fork() -> None:
+    """Fork only while no other thread is inside of LLVM, or at its start: a child would wait for their locks for ever.
+
+    The collector may free code, which takes llvmlite's lock, in any thread at any time: also in one that has just come
+    back from LLVM and not left the gate yet, or one that starts LLVM. Hence that lock last.
+    """
+    _starting.acquire()
+    _gate.close()
+    _llvmlite_lock().__enter__()
+
+
+def _after_fork() -> None:
+    _llvmlite_lock().__exit__(None, None, None)
+    _gate.open()
+    _starting.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+_machines: list[Any] = []  # that no thread uses now
+
+
+@contextlib.contextmanager
+def _machine() -> Iterator[Any]:
+    """A target machine that no other thread has for as long."""
+    try:
+        machine = _machines.pop()
+    except IndexError:
+        host = target()
+        # opt=1: more changes no step's time by more than 1 % (LeNet, MLP, transformer block, Kim CNN, layer norm), and
+        # takes a fifth more time
+        machine = (
+            _binding()
+            .Target.from_triple(host.triple)
+            .create_target_machine(
+                cpu=host.cpu, features=host.features, opt=1, reloc="pic", codemodel="default", jit=True
+            )
+        )
+    try:
+        yield machine
+    finally:
+        _machines.append(machine)
+
+
 def _jit() -> Any:
     """One ORC engine for the process. Never disposed: worker threads may run its code until the process ends."""
+    with _starting:
+        return _engine()
+
+
+@lru_cache(maxsize=1)
+def _engine() -> Any:
     if sys.platform.startswith("linux"):
         # libm may be known to numpy only (RTLD_LOCAL); this makes exp, expf, ... visible to the process-wide search.
         for name in ("libm.so.6", "libm.so"):
@@ -193,17 +289,42 @@ def _jit() -> Any:
                 continue
     # JITLink puts the sections of an object side by side and reports a relocation that does not reach; the older
     # RuntimeDyld truncates it silently. Its COFF support is young, hence not on Windows.
-    engine = _binding().create_lljit_compiler(_machine(), use_jit_link=sys.platform != "win32")
+    with _machine() as machine:
+        engine = _binding().create_lljit_compiler(machine, use_jit_link=sys.platform != "win32")
     engine._owned = True  # llvmlite: not ours to dispose of
     return engine
 
 
-def _optimized(text: str, vectorize: bool, times: CompileTimes) -> Any:
-    llvm, machine = _binding(), _machine()
+def _parsed(text: str) -> Any:
+    """A module in a context of its own: what is uniqued in it (types, constants) is freed with the module."""
+    llvm = _binding()
+    context = llvm.create_context()
+    with llvm.ffi.OutputString() as message:
+        reference = _slow_call("LLVMPY_ParseAssembly", context, ctypes.c_char_p(text.encode()), message)
+        module = llvm.ModuleRef(reference, context)
+        if message:
+            raise RuntimeError(str(message))
+    return module
+
+
+def _emit_object(machine: Any, module: Any) -> bytes:
+    llvm = _binding()
+    lib = llvm.ffi.lib
+    with llvm.ffi.OutputString() as message:
+        buffer = _slow_call("LLVMPY_TargetMachineEmitToMemory", machine, module, 1, message)
+        if not buffer:
+            raise CompilerError(f"LLVM cannot generate code: {message}")
+    try:
+        return ctypes.string_at(lib.LLVMPY_GetBufferStart(buffer), lib.LLVMPY_GetBufferSize(buffer))
+    finally:
+        lib.LLVMPY_DisposeMemoryBuffer(buffer)
+
+
+def _optimized(machine: Any, text: str, vectorize: bool, times: CompileTimes) -> Any:
+    llvm = _binding()
     start = time.perf_counter()
     try:
-        # a context of its own: what is uniqued in it (types, constants) is freed with the module
-        module = llvm.parse_assembly(text, llvm.create_context())
+        module = _parsed(text)
         module.triple = target().triple
         module.data_layout = str(machine.target_data)
         module.verify()
@@ -220,7 +341,7 @@ def _optimized(text: str, vectorize: bool, times: CompileTimes) -> Any:
         passes.add_always_inliner_pass()
         passes.add_global_dead_code_eliminate_pass()
         passes.add_instruction_combine_pass()
-    passes.run(module, builder)
+    _slow_call("LLVMPY_RunNewModulePassManager", passes, module, builder)
     times.parse += parsed - start
     times.opt += time.perf_counter() - parsed
     return module
