@@ -36,9 +36,10 @@ def fuse(
     """The fused program of `graph`. With `merge=False` every root is a kernel of its own ("unfused").
 
     limit: only the first so many merges are done; their order is the same in every run.
-    save_memory: kernels in an order in which little is alive, rather than one with few barriers.
+    save_memory: kernels in an order in which little is alive, rather than one with few barriers; what is used at different times
+    is not read by one kernel.
     """
-    state = FusionState(graph, merge, limit)
+    state = FusionState(graph, merge, limit, save_memory)
     name_inputs(state)
     make_roots(state)
     groups = merge_all(state, KernelGraph(state)) if merge else KernelGraph(state)

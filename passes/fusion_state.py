@@ -37,11 +37,12 @@ class FusionReport:
 
 @dataclass
 class FusionState:
-    """The work in hand. limit: how many pairs may merge (None: all that the rules allow)."""
+    """The work in hand. limit: how many pairs may merge (None: all that the rules allow); save_memory: as in `fuse`."""
 
     graph: Graph
     merge: bool
     limit: int | None = None
+    save_memory: bool = False
     names: dict[Node, str] = field(default_factory=dict)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)

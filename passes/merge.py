@@ -21,6 +21,8 @@ from fusegraph.passes.groups import (
 )
 from fusegraph.passes.schedule import make_loop
 
+SMALL = 1 << 12  # bytes: of a value that may lie about
+
 
 class KernelGraph:
     """The kernels so far, which depends on which, and the order that they can run in.
@@ -180,10 +182,25 @@ def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
     merged = merge_vertical(first, second) if kind == "vertical" else merge_siblings(first, second)
     if groups.path_besides(a, b) or (kind == "siblings" and (groups.path_besides(b, a) or a in groups.successors[b])):
         raise Refused("a third kernel stands between them")
+    if groups.state.save_memory and kind == "siblings":
+        _check_alive(groups.state, first, second)
     _check_in_place(groups.state, merged)
     if any(old_name(root.buffer) for root in merged.roots):
         make_loop(merged, "trial", merged.writes, ())
     return merged
+
+
+def _check_alive(state: FusionState, a: Group, b: Group) -> None:
+    """Side by side, two kernels need what both of them read at the same time."""
+    mine, theirs = (_large(state, group) for group in (a, b))
+    if mine and theirs and mine != theirs:
+        raise Refused("they read different values, which would be kept for each other: there is a memory budget")
+
+
+def _large(state: FusionState, group: Group) -> frozenset[str]:
+    return frozenset(
+        name for name in group.reads() if state.buffers[name].role == "temp" and state.buffers[name].nbytes > SMALL
+    )
 
 
 def _check_in_place(state: FusionState, group: Group) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fusegraph.passes.groups import Group, old_name
-from fusegraph.passes.merge import KernelGraph
+from fusegraph.passes.merge import SMALL, KernelGraph
 
 
 def ordered(kernels: KernelGraph) -> list[Group]:
@@ -57,9 +57,6 @@ def _phases(groups: Sequence[Group]) -> list[int]:
 
 def _memory(name: str) -> str:
     return old_name(name) or name
-
-
-SMALL = 1 << 12  # bytes: what a kernel that overwrites a parameter must free before it runs ahead of others
 
 
 def frugal(kernels: KernelGraph) -> list[Group]:
