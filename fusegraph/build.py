@@ -24,11 +24,13 @@ from fusegraph.errors import OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.ir.text import print_graph
+from fusegraph.memory_budget import bytes_of
 
 if TYPE_CHECKING:
     from fusegraph.codegen.cpu.step import StepCode
     from fusegraph.ir.loops import Program
     from fusegraph.passes import PipelineLog
+    from fusegraph.passes.budget import Fitted
     from fusegraph.passes.fuse import FusionReport
     from fusegraph.passes.pipeline_log import Origin
     from fusegraph.runtime.executable import StepLayout
@@ -50,6 +52,7 @@ class Options:
     target: str | None = None
     precision: str = "float32"
     fuse_limit: int | None = None
+    memory_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.fuse not in (True, False, "require"):
@@ -68,6 +71,9 @@ class Options:
                 f"exact=True computes in float32 throughout, precision={self.precision!r} rounds what products read: "
                 "leave one of the two out"
             )
+        object.__setattr__(self, "memory_budget", bytes_of(self.memory_budget))
+        if self.memory_budget is not None and self.backend == "reference":
+            raise OptionError("memory_budget bounds the memory of compiled programs; backend='reference' has none")
         if self.target is not None:
             from fusegraph.runtime.cuda_compile import capability
 
@@ -145,7 +151,17 @@ class Artifact:
     @cached_property
     def stages(self) -> list[tuple[str, Graph]]:
         """The graph after each pass that was run, by name."""
-        return stages_of(self.source, self.options)
+        found = stages_of(self.source, self.options)
+        return found if self.fitted is None or not self.fitted.copies else [*found, ("recompute", self.graph)]
+
+    @cached_property
+    def fitted(self) -> Fitted | None:
+        """The program under the memory budget; None: there is no budget. Raises MemoryBudgetError."""
+        if self.options.memory_budget is None:
+            return None
+        from fusegraph.memory_budget import fitted
+
+        return fitted(self._optimised[0], self.options)
 
     @cached_property
     def _optimised(self) -> tuple[Graph, PipelineLog]:
@@ -159,27 +175,23 @@ class Artifact:
     @property
     def graph(self) -> Graph:
         """The optimised op graph."""
-        return self._optimised[0]
+        return self._optimised[0] if self.fitted is None else self.fitted.fused.graph
 
     @property
     def log(self) -> PipelineLog:
         """What the passes did."""
-        return self._optimised[1]
+        log = self._optimised[1]
+        return log if self.fitted is None else replace(log, became=log.became | self.fitted.became)
 
     @cached_property
     def fused(self) -> tuple[Program, FusionReport]:
         """The fused program, and what fusion says of it."""
         from fusegraph.inspect.narrate import tell_fusion
-        from fusegraph.passes.fuse import fuse
 
-        program, report = fuse(self.graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
-        if self.options.backend == "cpu" and self.options.fuse and not self.options.exact:
-            from fusegraph.codegen.cpu.winners import with_winners
-
-            program, origin = with_winners(program)
-            if origin:
-                nodes = dict(report.kernels)
-                report.kernels = [(loop.name, nodes[origin.get(loop.name, loop.name)]) for loop in program.loops]
+        if self.fitted is not None:
+            program, report = self.fitted.fused.program, self.fitted.fused.report
+        else:
+            program, report = fused_program(self.graph, self.options)
         tell_fusion(self.graph, report)
         return program, report
 
@@ -240,6 +252,21 @@ def optimised(graph: Graph, options: Options) -> tuple[Graph, PipelineLog]:
     return after, log
 
 
+def fused_program(graph: Graph, options: Options, save_memory: bool = False) -> tuple[Program, FusionReport]:
+    """The fused program of an optimised graph, and what fusion says of it. save_memory: as in `fuse`."""
+    from fusegraph.passes.fuse import fuse
+
+    program, report = fuse(graph, merge=bool(options.fuse), limit=options.fuse_limit, save_memory=save_memory)
+    if options.backend == "cpu" and options.fuse and not options.exact and not save_memory:
+        from fusegraph.codegen.cpu.winners import with_winners
+
+        program, origin = with_winners(program)
+        if origin:
+            nodes = dict(report.kernels)
+            report.kernels = [(loop.name, nodes[origin.get(loop.name, loop.name)]) for loop in program.loops]
+    return program, report
+
+
 def stages_of(graph: Graph, options: Options) -> list[tuple[str, Graph]]:
     """(name, graph after it) of each pass that changes something."""
     from fusegraph.passes import run_pipeline
@@ -252,7 +279,7 @@ def stages_of(graph: Graph, options: Options) -> list[tuple[str, Graph]]:
 def build(graph: Graph, options: Options, origin: Origin | None = None) -> Artifact:
     """Compile `graph`. origin: for reports, what it was cut from.
 
-    Raises OptionError for an unknown pass in `disable`, UnsupportedError for a missing backend.
+    Raises OptionError for an unknown pass in `disable`, UnsupportedError for a missing backend, MemoryBudgetError.
     """
     artifact = Artifact(graph, options, ReferenceExecutable(graph), origin=origin)
     if options.backend == "reference":
@@ -303,7 +330,14 @@ def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
 
     cache = DiskCache()
     text = repr(graph.structure())
-    chosen = (bool(options.fuse), options.exact, options.disable, data_field(), options.fuse_limit)
+    chosen = (
+        bool(options.fuse),
+        options.exact,
+        options.disable,
+        data_field(),
+        options.fuse_limit,
+        options.memory_budget,
+    )
     return cache, cache.key("step", text, repr(chosen), generator_digest())
 
 

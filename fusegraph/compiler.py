@@ -16,6 +16,7 @@ from fusegraph import autograd, events, tree
 from fusegraph.build import Options, build
 from fusegraph.calls import run
 from fusegraph.errors import OptionError
+from fusegraph.memory_budget import bytes_of
 from fusegraph.partition import Joint, split_joint
 from fusegraph.repeat import MADE, MISS, Repeat, no_repeat, now, repeat_of
 from fusegraph.signature import (
@@ -58,6 +59,7 @@ def compile(
     target: str | None = None,
     precision: str = "float32",
     fuse_limit: int | None = None,
+    memory_budget: int | str | None = None,
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -79,13 +81,19 @@ def compile(
               parameters, inputs, outputs and all arithmetic stay float32). Not together with exact
     fuse_limit  only the first so many fusions are done, in an order that is the same in every run: to find, by halving, the one
               that changes a result (`python -m fusegraph bisect` does that)
+    memory_budget  the most bytes (or a text: "64MB", "1.5GiB") that the arena may have, in which everything lives that a call
+              computes and does not return; of a model that is called for its gradient, what is kept from the forward program to
+              the backward one counts as well. Values are computed again rather than kept until that is so; MemoryBudgetError,
+              when first called, if there is no way
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
     """
     if versions < 1:
         raise OptionError(f"versions must be at least 1, got {versions}")
-    options = Options(backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit)
+    options = Options(
+        backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget)
+    )
     if function is None:
         return lambda decorated: Compiled(decorated, options, versions)
     if not callable(function):

@@ -31,6 +31,10 @@ class OptionError(FusegraphError, ValueError):
     """An option has a value that is not allowed."""
 
 
+class MemoryBudgetError(OptionError):
+    """No program is found whose memory keeps to `memory_budget`; the message says what is alive at the peak."""
+
+
 class GraphError(FusegraphError):
     """A graph breaks a rule of its stage (found by the verifier), or its text cannot be parsed."""
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from fusegraph.codegen.memory import plan_memory
 from fusegraph.codegen.python import print_program_source, step_parameters
 from fusegraph.codegen.python_kernel import KernelSource, write_kernel
 from fusegraph.codegen.python_names import ProgramNames
 from fusegraph.errors import CompilerError
 from fusegraph.ir.loops import Buffer, Program
 from fusegraph.runtime.guards import check_guards
+from fusegraph.runtime.memory import Arena
 
 Array = np.ndarray[Any, Any]
 _numbers = count()
@@ -32,8 +34,15 @@ class PythonExecutable:
         self.program = program
         self.source = print_program_source(program)
         self._parameters = step_parameters(program)
+        plan = plan_memory(program)
+        arena = Arena(plan.arena_bytes)
         own = [buffer for buffer in program.buffers.values() if buffer.role in ("temp", "local")]
-        self._memory = {buffer.name: np.zeros(buffer.size, buffer.dtype) for buffer in own}
+        self._memory = {
+            b.name: arena.view(plan.arena[b.name], (b.size,), b.dtype)
+            if b.name in plan.arena
+            else np.zeros(b.size, b.dtype)
+            for b in own
+        }
         self._lock = threading.Lock()  # steps share the temporary memory
         self._namespace = self._load()
         self._prepare()

@@ -1,0 +1,111 @@
+"""`memory_budget=`: sizes as a user writes them, a graph's program under a budget, and what to say where there is none."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fusegraph.errors import MemoryBudgetError, OptionError
+from fusegraph.ir.graph import Graph, Node
+
+if TYPE_CHECKING:
+    from fusegraph.build import Options
+    from fusegraph.passes.budget import Fitted
+    from fusegraph.passes.recompute import Fused
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_SHOWN = 4  # tensors that an error names
+
+
+def bytes_of(budget: int | str | None) -> int | None:
+    """A budget in bytes: an int, or a text such as "64MB", "1.5 GiB". Raises OptionError for anything else."""
+    if budget is None:
+        return None
+    found = 0
+    if type(budget) is int:
+        found = budget
+    elif isinstance(budget, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)?\s*", budget.lower())
+        found = int(float(match[1]) * _UNITS.get(match[2] or "", 0)) if match else 0
+    if found <= 0:
+        raise OptionError(
+            f"memory_budget is a number of bytes, 1 or more, or a text such as '64MB' or '1.5GiB', not {budget!r}"
+        )
+    return found
+
+
+def fitted(graph: Graph, options: Options) -> Fitted:
+    """The program of an optimised graph under the budget of `options`. Raises MemoryBudgetError if none is found."""
+    from fusegraph.passes.budget import DoesNotFit, within_budget
+
+    assert options.memory_budget is not None
+    try:
+        return within_budget(graph, options.memory_budget, lambda g, save: planned(g, options, save))
+    except DoesNotFit as failure:
+        raise MemoryBudgetError(refusal(graph.name, options.memory_budget, failure.best)) from None
+
+
+def planned(graph: Graph, options: Options, save_memory: bool = False) -> Fused:
+    """A graph's program, and where its temps lie: in the arena of the backend that `options` name."""
+    from fusegraph.build import fused_program
+    from fusegraph.codegen.memory import plan_memory
+    from fusegraph.passes.recompute import Fused
+
+    program, report = fused_program(graph, options, save_memory)
+    placed = program
+    if options.backend == "cpu":
+        from fusegraph.codegen.cpu.step import in_memory
+        from fusegraph.runtime import llvm
+
+        placed, _ = in_memory(program, llvm.target().vector_bits, options.exact)
+    plan = plan_memory(placed)
+    if options.backend == "cuda":
+        from fusegraph.codegen.cuda.step import emit_step
+        from fusegraph.runtime.cuda_compile import DEFAULT_TARGET, TARGETS
+
+        capability = TARGETS[options.target or DEFAULT_TARGET]
+        plan = emit_step(program, options.exact, capability=capability, precision=options.precision).memory
+    return Fused(graph, program, placed, plan, report, save_memory)
+
+
+def refusal(name: str, budget: int, best: Fitted) -> str:
+    """Why a program does not fit, what is alive where its arena is largest, and what to do."""
+    kernel, alive = at_the_peak(best.fused)
+    lines = [
+        f"{name}: memory_budget={budget} bytes cannot be kept. The smallest arena that was found has {best.arena_bytes} bytes "
+        f"(without a budget {best.unlimited_bytes}), with {len(best.copies)} value(s) computed again.",
+        f"Alive at its peak, in kernel {kernel}:",
+    ]
+    lines += [f"  {nbytes} bytes: {text}" for nbytes, text in alive[:_SHOWN]]
+    if len(alive) > _SHOWN:
+        lines.append(f"  and {len(alive) - _SHOWN} smaller one(s)")
+    lines.append(
+        f"Give a budget of at least {best.arena_bytes} bytes, or make these tensors smaller (a smaller batch, say)."
+    )
+    return "\n".join(lines)
+
+
+def at_the_peak(fused: Fused) -> tuple[str, list[tuple[int, str]]]:
+    """(the kernel at which most bytes are alive; the values then, largest first: bytes, what and where)."""
+    loops, buffers = fused.placed.loops, fused.placed.buffers
+    spans: dict[str, tuple[int, int]] = {}
+    for number, loop in enumerate(loops):
+        for buffer in (*loop.reads(), *loop.writes()):
+            if buffer in fused.plan.arena and buffer in buffers:
+                spans[buffer] = (spans.get(buffer, (number, 0))[0], number)
+
+    def alive(number: int) -> list[str]:
+        return [buffer for buffer, (first, last) in spans.items() if first <= number <= last]
+
+    peak = max(range(len(loops)), key=lambda number: sum(buffers[b].nbytes for b in alive(number)))
+    nodes = {buffer: node for node, buffer in fused.report.buffers.items()}
+    found = [(buffers[b].nbytes, text_of(nodes.get(b), b)) for b in alive(peak)]
+    return loops[peak].name, sorted(found, key=lambda item: -item[0])
+
+
+def text_of(node: Node | None, buffer: str) -> str:
+    """A value in words: operation, shape, the user's line."""
+    if node is None:
+        return buffer
+    where = f" at {node.location}" if node.location.file else ""
+    return f"{node.op} {node.dtype.name}{list(node.shape)}{where}"
