@@ -255,12 +255,13 @@ class Compiled:
         owners = [(first + i, owner) for i, t in enumerate(read) if (owner := trace.grad_owners.get(id(t))) is not None]
         inputs = [*trace.builder.inputs[:first], *(node for node in graph.inputs if node in captured)]
         written = [inputs.index(node) for node, _ in assigned]
-        backward = None
+        backward, options, origin = None, self._options, None
         if joint is not None:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
-            origins = joint.origins or (None, None)
-            backward = build(backward_graph, self._options, origins[1])
-        artifact = build(graph, self._options, joint.origins[0] if joint is not None and joint.origins else None)
+            origin, origin_of_backward = joint.origins or (None, None)
+            options, options_of_backward = (self._options.changed(memory_budget=b) for b in joint.budgets)
+            backward = build(backward_graph, options_of_backward, origin_of_backward)
+        artifact = build(graph, options, origin)
         if self._options.fuse == "require":
             from fusegraph.inspect.require import require_fused
 

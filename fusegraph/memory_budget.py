@@ -10,6 +10,7 @@ from fusegraph.ir.graph import Graph, Node
 
 if TYPE_CHECKING:
     from fusegraph.build import Options
+    from fusegraph.partition import JointGraph, Split
     from fusegraph.passes.budget import Fitted
     from fusegraph.passes.recompute import Fused
 
@@ -45,6 +46,76 @@ def fitted(graph: Graph, options: Options) -> Fitted:
         raise MemoryBudgetError(refusal(graph.name, options.memory_budget, failure.best)) from None
 
 
+def split_within(joint: JointGraph, default: Split, options: Options) -> tuple[Split, tuple[int, int]]:
+    """How to cut a joint graph: what is kept, and both arenas, together within the budget. Gives the budgets of the two arenas.
+
+    Raises MemoryBudgetError.
+    """
+    from fusegraph.passes.saved_values import cuts
+
+    assert options.memory_budget is not None
+    splits = [default]
+    for chosen in cuts(joint.graph, joint.needed, joint.late, joint.updated):
+        split = joint.split(joint.keeping(chosen), again=True)
+        if split.saved != splits[-1].saved:
+            splits.append(split)
+    best: tuple[int, Split, Fitted, Fitted] | None = None
+    for split in splits:
+        forward, backward = _arenas(split, options)
+        total = split.saved_bytes + forward.arena_bytes + backward.arena_bytes
+        if total <= options.memory_budget:
+            return split, (max(forward.arena_bytes, 1), max(backward.arena_bytes, 1))
+        best = min(best or (total, split, forward, backward), (total, split, forward, backward), key=lambda b: b[0])
+    assert best is not None
+    raise MemoryBudgetError(_refusal_of_split(joint.graph.name, options.memory_budget, *best))
+
+
+def _arenas(split: Split, options: Options) -> tuple[Fitted, Fitted]:
+    """The forward and the backward program, with arenas that fit into what the kept values leave; else the smallest ones."""
+    from fusegraph.build import optimised
+
+    assert options.memory_budget is not None
+    forward, backward = (optimised(graph, options)[0] for graph in (split.forward, split.backward))
+    room = options.memory_budget - split.saved_bytes
+    first = _closest(forward, room, options)
+    second = _closest(backward, room - first.arena_bytes, options)
+    if first.arena_bytes + second.arena_bytes > room:
+        first = _closest(forward, room - second.arena_bytes, options)
+    return first, second
+
+
+def _closest(graph: Graph, room: int, options: Options) -> Fitted:
+    """The program under a budget of `room` bytes; if there is none, that with the smallest arena."""
+    from fusegraph.passes.budget import DoesNotFit, within_budget
+
+    try:
+        return within_budget(graph, max(room, 0), lambda g, save: planned(g, options, save))
+    except DoesNotFit as failure:
+        return failure.best
+
+
+def _refusal_of_split(name: str, budget: int, total: int, split: Split, forward: Fitted, backward: Fitted) -> str:
+    largest = max((forward, backward), key=lambda fitted: fitted.arena_bytes)
+    kernel, alive = at_the_peak(largest.fused)
+    kept = sorted(((node.nbytes, text_of(node, "")) for node in split.saved), key=lambda item: -item[0])
+    return "\n".join(
+        [
+            f"{name}: memory_budget={budget} bytes cannot be kept. The least that was found is {total} bytes: {split.saved_bytes} "
+            f"kept for the backward program, arenas of {forward.arena_bytes} and {backward.arena_bytes} bytes.",
+            *_listed("Kept:", kept),
+            *_listed(f"Alive at the peak of the larger arena, in kernel {kernel}:", alive),
+            f"Give a budget of at least {total} bytes, or make these tensors smaller (a smaller batch, say).",
+        ]
+    )
+
+
+def _listed(title: str, items: list[tuple[int, str]]) -> list[str]:
+    if not items:
+        return []
+    lines = [title, *(f"  {nbytes} bytes: {text}" for nbytes, text in items[:_SHOWN])]
+    return [*lines, f"  and {len(items) - _SHOWN} smaller one(s)"] if len(items) > _SHOWN else lines
+
+
 def planned(graph: Graph, options: Options, save_memory: bool = False) -> Fused:
     """A graph's program, and where its temps lie: in the arena of the backend that `options` name."""
     from fusegraph.build import fused_program
@@ -71,18 +142,14 @@ def planned(graph: Graph, options: Options, save_memory: bool = False) -> Fused:
 def refusal(name: str, budget: int, best: Fitted) -> str:
     """Why a program does not fit, what is alive where its arena is largest, and what to do."""
     kernel, alive = at_the_peak(best.fused)
-    lines = [
-        f"{name}: memory_budget={budget} bytes cannot be kept. The smallest arena that was found has {best.arena_bytes} bytes "
-        f"(without a budget {best.unlimited_bytes}), with {len(best.copies)} value(s) computed again.",
-        f"Alive at its peak, in kernel {kernel}:",
-    ]
-    lines += [f"  {nbytes} bytes: {text}" for nbytes, text in alive[:_SHOWN]]
-    if len(alive) > _SHOWN:
-        lines.append(f"  and {len(alive) - _SHOWN} smaller one(s)")
-    lines.append(
-        f"Give a budget of at least {best.arena_bytes} bytes, or make these tensors smaller (a smaller batch, say)."
+    return "\n".join(
+        [
+            f"{name}: memory_budget={budget} bytes cannot be kept. The smallest arena that was found has {best.arena_bytes} bytes "
+            f"(without a budget {best.unlimited_bytes}), with {len(best.copies)} value(s) computed again.",
+            *_listed(f"Alive at its peak, in kernel {kernel}:", alive),
+            f"Give a budget of at least {best.arena_bytes} bytes, or make these tensors smaller (a smaller batch, say).",
+        ]
     )
-    return "\n".join(lines)
 
 
 def at_the_peak(fused: Fused) -> tuple[str, list[tuple[int, str]]]:

@@ -2,11 +2,12 @@
 
 The joint graph (forward and gradients) is optimised as a whole and then cut: what depends on an output's gradient runs in the
 backward program. Of the forward values that it needs, graph inputs are handed over as they are, and cheap functions of kept
-values are computed again; the rest is kept.
+values are computed again; the rest is kept. Under a memory budget less is kept (passes/saved_values.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Joint:
     saved      forward values that the forward program gives besides; passed: forward inputs that the backward reads again
     origins    for reports, what the forward and the backward program were cut from
     overwritten  inputs that the forward program overwrites and its outputs depend on (the counter of random numbers, say)
+    budgets    under a memory budget, that of the forward program's arena and that of the backward one's
     """
 
     roots: list[int]
@@ -47,6 +49,7 @@ class Joint:
     passed: list[int] = field(default_factory=list)
     overwritten: list[int] = field(default_factory=list)
     source: Graph | None = None
+    budgets: tuple[int | None, int | None] = (None, None)
     origins: tuple[Origin, Origin] | None = None
 
     @property
@@ -132,7 +135,13 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
     inputs = after.inputs[: len(after.inputs) - len(joint.seeds)]
     late = _depending(after, set(seeds))
     updated = {old for old, _ in after.updates}
-    saved, passed = _kept(after, gradients, late, updated)
+    joint_graph = JointGraph(after, outputs, gradients, inputs, seeds, late, updated)
+    split = joint_graph.split(joint_graph.default())
+    budgets: tuple[int | None, int | None] = (None, None)
+    if options.memory_budget is not None:
+        from fusegraph.memory_budget import split_within
+
+        split, budgets = split_within(joint_graph, split, options)
     source = Graph(
         forward.name,
         tuple(node for node in forward.inputs if node not in joint.seeds),
@@ -141,22 +150,84 @@ def split_joint(forward: Graph, joint: Joint, options: Options) -> tuple[Graph, 
     )
     needed = topological_order(source.outputs)
     overwritten = [source.inputs.index(old) for old, _ in source.updates if old in needed]
-    links: dict[Node, Node] = {}
-    backward = _backward_graph(after, gradients, passed, saved, seeds, late, links)
     done = Joint(
         joint.roots,
         seeds,
         joint.targets,
         gradients,
         list(forward.outputs),
-        saved,
-        [inputs.index(node) for node in passed],
+        split.saved,
+        [inputs.index(node) for node in split.passed],
         overwritten,
         source,
-        (Origin(whole, log, after), Origin(whole, log, after, links)),
+        budgets,
+        (Origin(whole, log, after), Origin(whole, log, after, split.links)),
     )
-    front = Graph(forward.name, inputs, (*outputs, *saved), after.updates)
-    return front, done, backward
+    return split.forward, done, split.backward
+
+
+@dataclass(frozen=True)
+class Split:
+    """A joint graph cut in two. saved, passed: as in `Joint`; links: what has become of nodes in the backward graph."""
+
+    saved: list[Node]
+    passed: list[Node]
+    forward: Graph
+    backward: Graph
+    links: dict[Node, Node]
+
+    @property
+    def saved_bytes(self) -> int:
+        """What is kept from the forward program to the backward one."""
+        return sum(node.nbytes for node in self.saved)
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """Forward and gradients in one optimised graph. late: what depends on a seed; updated: inputs that are overwritten."""
+
+    graph: Graph
+    outputs: list[Node]
+    gradients: list[Node]
+    inputs: Sequence[Node]
+    seeds: list[Node]
+    late: set[Node]
+    updated: set[Node]
+
+    @property
+    def needed(self) -> set[Node]:
+        """Forward values that late nodes read, or that are gradients."""
+        found = {v for node in self.graph.nodes if node in self.late for v in node.inputs if v not in self.late}
+        return found | {node for node in self.gradients if node not in self.late}
+
+    def default(self) -> tuple[list[Node], list[Node]]:
+        """(what is kept, which inputs are handed over) without a memory budget."""
+        return _kept(self.graph, self.gradients, self.late, self.updated)
+
+    def keeping(self, chosen: Collection[Node]) -> tuple[list[Node], list[Node]]:
+        """The same, where of the nodes in `chosen` those are kept that are reached; the others are computed again."""
+        kept: set[Node] = set()
+        passed: set[Node] = set()
+        waiting, seen = list(self.needed), set(self.needed)
+        while waiting:
+            node = waiting.pop()
+            if node.op == "input":
+                (kept if node in self.updated else passed).add(node)
+            elif node in chosen:
+                kept.add(node)
+            else:
+                waiting += [value for value in node.inputs if value not in seen]
+                seen.update(node.inputs)
+        order = {node: i for i, node in enumerate(self.graph.nodes)}.__getitem__
+        return sorted(kept, key=order), sorted(passed, key=order)
+
+    def split(self, kept: tuple[list[Node], list[Node]], again: bool = False) -> Split:
+        """The two graphs. again: also random numbers are computed again, from their key and counter."""
+        saved, passed = kept
+        links: dict[Node, Node] = {}
+        backward = _backward_graph(self.graph, self.gradients, passed, saved, self.seeds, self.late, links, again)
+        forward = Graph(self.graph.name, tuple(self.inputs), (*self.outputs, *saved), self.graph.updates)
+        return Split(saved, passed, forward, backward, links)
 
 
 def _with_all_inputs(graph: Graph, seeds: list[Node]) -> Graph:
@@ -226,8 +297,9 @@ def _backward_graph(
     seeds: list[Node],
     late: set[Node],
     new: dict[Node, Node],
+    again: bool,
 ) -> Graph:
-    """The graph of the gradients. new: gets what has become of each node of `graph`."""
+    """The graph of the gradients. new: gets what has become of each node of `graph`; again: see `JointGraph.split`."""
     builder = GraphBuilder()
     for prefix, nodes in (("", passed), ("saved_", saved), ("", seeds)):
         for number, node in enumerate(nodes):
@@ -235,7 +307,7 @@ def _backward_graph(
             new[node] = builder.input(name, node.shape, node.dtype)
     for node in graph.nodes:
         if node not in new and node.op != "input" and all(value in new for value in node.inputs):
-            if node in late or _wanted(node):
+            if node in late or again or _wanted(node):
                 new[node] = builder.add(node.op, [new[value] for value in node.inputs], node.params, node.location)
     return builder.finish([new[node] for node in gradients], (), f"{graph.name}_backward")
 

@@ -83,11 +83,13 @@ class Recomputation:
 
     def steps(self) -> list[Step]:
         """The kernels, as far as the arena is concerned."""
-        temps = self.fused.plan.arena
-        return [
-            Step(tuple(n for n in loop.reads() if n in temps), tuple(n for n in loop.writes() if n in temps))
-            for loop in self.fused.placed.loops
-        ]
+        temps, made, found = self.fused.plan.arena, set[str](), []
+        for loop in self.fused.placed.loops:
+            reads = tuple(name for name in loop.reads() if name in made)  # not what it has made itself, in an earlier stage
+            writes = tuple(name for name in loop.writes() if name in temps)
+            found.append(Step(reads, writes))
+            made.update(writes)
+        return found
 
     def values(self) -> list[Value]:
         """What is in the arena."""
