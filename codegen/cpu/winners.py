@@ -13,7 +13,7 @@ of the products for windows of 2 x 2. Products of a zero with an infinity or a N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fusegraph.dtypes import int32
@@ -27,10 +27,11 @@ __all__ = ["with_winners"]
 _GRADIENTS = ("conv_weight_grad", "conv_input_grad")
 _FEWEST_IMAGES = 8  # threads share images in the input gradient
 
-# Cycles for each winner and row of a window's elements, for each vector of 8 floats, on Zen 3: measured with 5 x 5 taps of 32
-# channels. Dense products take half a cycle for every position that can win.
+# Cycles for each winner and row of a window's elements, and for each vector of 8 floats of it, on Zen 3: with 5 x 5 taps of 32
+# channels 16 and 33, of which a quarter is saved where relu leaves a quarter of the winners zero. All products take half a
+# cycle for a vector and a position that can win, the input's gradient a little more.
 _WEIGHT_ROW, _WEIGHT_VECTOR = 4.0, 0.6
-_INPUT_ROW, _INPUT_VECTOR = 5.0, 1.6
+_INPUT_ROW, _INPUT_VECTOR = 3.0, 1.5
 _LANES = 8
 
 
@@ -143,8 +144,10 @@ class _Gradient:
         vectors = -(-row // _LANES)
         if self.is_weight:
             return row >= _LANES and _WEIGHT_ROW + _WEIGHT_VECTOR * vectors < row / _LANES / 2 * len(found.chosen)
-        if self.channels % _LANES or found.axes[0].extent < _FEWEST_IMAGES:
-            return False  # what is stored in pieces is slow to be read again
+        # vectors that are stored at one offset and loaded at another wait for each other: not where windows overlap
+        apart = self.channels % _LANES == 0 or self.kernel[1] <= found.window[1]
+        if row < _LANES or not apart or found.axes[0].extent < _FEWEST_IMAGES:
+            return False
         return _INPUT_ROW + _INPUT_VECTOR * vectors < row / _LANES / 2 * len(found.chosen)
 
 
@@ -204,19 +207,34 @@ class _Rewriting:
         others = [loop for loop in self._program.loops if loop.name not in of and self._found.buffer in loop.reads()]
         if not others:
             del self._buffers[self._found.buffer]
+        values = self._values(gradients)
+        parts = {name: self._parts(gradient) for name, gradient in of.items()}
+        early = [name for name, gradient in of.items() if self._is_known(gradient)]
         loops: list[Loop] = []
         for loop in self._program.loops:
-            if loop is self._writer:
-                made = [self._values(gradients), *([loop] if others else [])]
+            if loop is self._writer:  # copies beside the list of winners: no barrier between them
+                made = [(values, loop), *([(loop, loop)] if others else [])]
+                made += [(new, of[name].loop) for name in early for new in parts[name][0]]
             elif loop.name in of:
-                gradient = of[loop.name]
-                made = list(self._weight_gradient(gradient) if gradient.is_weight else self._input_gradient(gradient))
+                first, rest = parts[loop.name]
+                made = [(new, loop) for new in (rest if loop.name in early else (*first, *rest))]
             else:
-                loops.append(loop)
-                continue
-            self._origin.update({new.name: self._origin.get(loop.name, loop.name) for new in made})
-            loops += [replace(new, nodes=loop.nodes) for new in made]
+                made = [(loop, loop)]
+            for new, source in made:
+                if new is not source:
+                    self._origin[new.name] = self._origin.get(source.name, source.name)
+                loops.append(replace(new, nodes=source.nodes))
         return replace(self._program, buffers=self._buffers, loops=tuple(loops))
+
+    def _is_known(self, gradient: _Gradient) -> bool:
+        """Whether what a gradient copies has been written when the winners are found."""
+        names = [loop.name for loop in self._program.loops]
+        start, end = names.index(self._writer.name), names.index(gradient.loop.name)
+        return not any(gradient.other in loop.writes() for loop in self._program.loops[start:end])
+
+    def _parts(self, gradient: _Gradient) -> tuple[list[Loop], list[Loop]]:
+        """The loops that copy what a gradient reads, and those of the gradient."""
+        return self._weight_gradient(gradient) if gradient.is_weight else self._input_gradient(gradient)
 
     def _buffer(self, name: str, shape: Sequence[int], like: str | None = None) -> str:
         dtype = int32 if like == "place" else self._dtype
@@ -272,10 +290,9 @@ class _Rewriting:
         value = load(f"{self._found.buffer}_values", index, self._dtype)
         return (o, n, p, q), value, Index(0, ((Indirect(place, extent), 1),))
 
-    def _weight_gradient(self, gradient: _Gradient) -> Iterator[Loop]:
+    def _weight_gradient(self, gradient: _Gradient) -> tuple[list[Loop], list[Loop]]:
         name, channels = gradient.loop.name, gradient.channels
         image = self._image_copy(gradient)
-        yield image
         (copy,) = image.writes()
         (o, n, p, q), value, place = self._winner(gradient, name)
         taps, offset = self._taps(gradient, name)
@@ -286,9 +303,10 @@ class _Rewriting:
         reduce = Reduce(f"acc_{sums}", "sum", op("mul", value, load(copy, (at,), self._dtype)), self._dtype)
         index = tuple(map(Index.of, (o, *taps)))
         stages = (Stage(reduce_axes=(n, p, q), reduces=(reduce,)), Stage(stores=(Store(sums, index, total),)))
-        yield Loop(f"{name}_winners", (o, *taps), stages)
+        products = Loop(f"{name}_winners", (o, *taps), stages)
         maps, c, i, j = gradient.loop.space
-        yield self._finish(gradient, load(sums, tuple(map(Index.of, (maps, i, j, c))), self._dtype))
+        total = load(sums, tuple(map(Index.of, (maps, i, j, c))), self._dtype)
+        return [image], [products, self._finish(gradient, total)]
 
     def _image_copy(self, gradient: _Gradient) -> Loop:
         """The image with its channels innermost and its padding around it."""
@@ -307,27 +325,27 @@ class _Rewriting:
         value = load(gradient.other, (n, c, y_in, x_in), self._dtype, mask)
         return Loop(f"{name}_image", axes, (Stage(stores=(Store(copy, (at,), value),)),))
 
-    def _input_gradient(self, gradient: _Gradient) -> Iterator[Loop]:
+    def _input_gradient(self, gradient: _Gradient) -> tuple[list[Loop], list[Loop]]:
         name, channels = gradient.loop.name, gradient.channels
         (o, n, p, q), value, place = self._winner(gradient, name)
         taps, offset = self._taps(gradient, name)
         weights = self._buffer(f"{name}_weights", (o.extent, *(axis.extent for axis in taps)))
         turned = tuple(map(Index.of, (o, *taps)))
         source = load(gradient.other, (turned[0], turned[3], turned[1], turned[2]), self._dtype)
-        yield Loop(f"{name}_weights", (o, *taps), (Stage(stores=(Store(weights, turned, source),)),))
+        copy = Loop(f"{name}_weights", (o, *taps), (Stage(stores=(Store(weights, turned, source),)),))
         rows, columns = gradient.padded
         size = rows * columns * channels
         image = self._buffer(f"{name}_image", (n.extent, size))
         every = Axis(f"{name}_z", size)
         zero = Store(image, (Index.of(n), Index.of(every)), const(0, self._dtype))
-        yield Loop(f"{name}_zero", (n, every), (Stage(stores=(zero,)),))
+        clear = Loop(f"{name}_zero", (n, every), (Stage(stores=(zero,)),))
         product = op("mul", value, load(weights, turned, self._dtype))
         store = Store(image, (Index.of(n), place + offset), product, "add")
-        yield Loop(f"{name}_winners", (), (Stage(axes=(n, o, p, q, *taps), stores=(store,)),), "scatter")
+        products = Loop(f"{name}_winners", (), (Stage(axes=(n, o, p, q, *taps), stores=(store,)),), "scatter")
         m, c, y, x = map(Index.of, gradient.loop.space)
         padding = gradient.node.params["padding"]
         at = ((y + padding[0][0]) * columns + x + padding[1][0]) * channels + c
-        yield self._finish(gradient, load(image, (m, at), self._dtype))
+        return [copy, clear], [products, self._finish(gradient, load(image, (m, at), self._dtype))]
 
     def _finish(self, gradient: _Gradient, total: Expr) -> Loop:
         """What follows the sum."""

@@ -107,7 +107,7 @@ def _read(
     while outer and (outer[-1].extent == 1 or rest.coefficient(outer[-1]) == dense[1].coefficient(outer[-1]) == row):
         row *= outer.pop().extent
     lanes = 32 // program.buffers[value[0]].dtype.itemsize
-    if row < lanes or (not gathers and any(c % lanes for atom, c in rest.terms if atom in (*outer, images))):
+    if row < lanes:
         return None
     extent = indirect[0][0].extent
     return _Product(value, place, extent, (image[0], rest), dense, maps, images, count, tuple(outer), row, gathers)
