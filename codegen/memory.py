@@ -7,11 +7,11 @@ that the same kernel reads for the last time and writes for the first time, elem
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program, Store
 from fusegraph.ir.scalar import walk
+from fusegraph.records import dataclass
 from fusegraph.runtime.memory import Interval, plan_offsets
 
 ALIGN = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from fusegraph.codegen.python_helpers import Helper
 from fusegraph.codegen.python_layout import INDENT, assignment, line_width
@@ -20,6 +19,7 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod, flatten_index
 from fusegraph.ir.loops import Loop
 from fusegraph.ir.scalar import Expr, Mask, walk
+from fusegraph.records import dataclass, field
 
 _LONG_EXPRESSION = 60
 _LONG_INDEX = 40

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from fusegraph.dtypes import DType, int64
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.loops import Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, walk
+from fusegraph.records import dataclass
 
 _REDUCE_NOUNS = {
     "sum": "total", "prod": "product", "max": "largest", "min": "smallest", "argmax": "position", "argmin": "position",

@@ -6,7 +6,6 @@ A target states what differs: how its element types are called, which types its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from fusegraph.codegen.python_text import (
     ATOM,
@@ -25,6 +24,7 @@ from fusegraph.codegen.python_text import (
 from fusegraph.dtypes import DType
 from fusegraph.errors import CompilerError
 from fusegraph.ir.scalar import Expr
+from fusegraph.records import dataclass
 
 INFIX = {
     "add": ("+", SUM),

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +24,7 @@ from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.ir.text import print_graph
 from fusegraph.memory_budget import bytes_of
+from fusegraph.records import dataclass, field, replace
 
 if TYPE_CHECKING:
     from fusegraph.codegen.cpu.step import StepCode

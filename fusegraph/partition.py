@@ -8,7 +8,6 @@ values are computed again; the rest is kept. Under a memory budget less is kept 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from fusegraph import autograd
 from fusegraph.ir import emit
 from fusegraph.ir.graph import Graph, GraphBuilder, Node, topological_order
 from fusegraph.ir.primitives import PRIMITIVES
+from fusegraph.records import dataclass, field
 
 if TYPE_CHECKING:
     from fusegraph.build import Options

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusegraph.errors import TraceError
 from fusegraph.ir.graph import GraphBuilder, Node
 from fusegraph.ir.location import user_location
+from fusegraph.records import dataclass, field
 
 if TYPE_CHECKING:
     from fusegraph.tensor import Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from fusegraph.errors import CompilerError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph, Node
+from fusegraph.records import replace
 
 if TYPE_CHECKING:
     from fusegraph.build import Artifact

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fusegraph.build import Artifact
 from fusegraph.partition import Joint
+from fusegraph.records import dataclass, field
 from fusegraph.repeat import now
 from fusegraph.signature import Key
 from fusegraph.tensor import Tensor

@@ -21,7 +21,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from fusegraph.dtypes import DType
@@ -29,6 +28,7 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.graph import Graph, GraphBuilder, Node, freeze_params
 from fusegraph.ir.location import NOWHERE, Location
 from fusegraph.ir.primitives import PRIMITIVES
+from fusegraph.records import dataclass, field
 
 Shape = tuple[int, ...]
 Rule = Callable[["RewriteBuilder", Node, "tuple[Node, ...]"], "Node | Value | None"]

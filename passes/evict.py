@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from fusegraph.records import dataclass
 
 NEVER = 1 << 60
 _SMALL = 256  # bytes: values that are not worth an eviction

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.loops import Buffer
 from fusegraph.passes.groups import Refusal
 from fusegraph.passes.roots import Root
+from fusegraph.records import dataclass, field
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fusegraph.ir.graph import Node
 from fusegraph.ir.index import Axis, Div, Index, Mod, flatten_index, unflatten_index
 from fusegraph.ir.scalar import Expr, Load, walk
 from fusegraph.passes.roots import MAX_DEPTH, Root
+from fusegraph.records import dataclass, field, replace
 
 SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet at a barrier (a few microseconds)
 MIN_PARALLEL = 16  # points of space below which threads would idle

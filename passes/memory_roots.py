@@ -6,7 +6,6 @@ import functools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from fusegraph.ir import scalar
 from fusegraph.ir.graph import Graph, Node
@@ -17,6 +16,7 @@ from fusegraph.passes.fusion_state import FusionState
 from fusegraph.passes.groups import NEW, loads, old_name
 from fusegraph.passes.inline import Inliner, reshaped
 from fusegraph.passes.roots import Root, RootMaker, choose_roots, storage
+from fusegraph.records import replace
 
 
 def _identifier(name: str) -> str:

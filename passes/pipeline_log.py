@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from fusegraph.ir.graph import Graph, Node
+from fusegraph.records import dataclass, field
 
 
 @dataclass(frozen=True)

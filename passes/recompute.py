@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusegraph.ir.graph import Graph, GraphBuilder, Node
@@ -20,6 +19,7 @@ from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.passes.evict import Event, Step, Value
 from fusegraph.passes.fusion_state import FusionReport
 from fusegraph.passes.groups import old_name
+from fusegraph.records import dataclass
 
 if TYPE_CHECKING:
     from fusegraph.codegen.memory import MemoryPlan
@@ -85,7 +85,9 @@ class Recomputation:
         """The kernels, as far as the arena is concerned."""
         temps, made, found = self.fused.plan.arena, set[str](), []
         for loop in self.fused.placed.loops:
-            reads = tuple(name for name in loop.reads() if name in made)  # not what it has made itself, in an earlier stage
+            reads = tuple(
+                name for name in loop.reads() if name in made
+            )  # not what it has made itself, in an earlier stage
             writes = tuple(name for name in loop.writes() if name in temps)
             found.append(Step(reads, writes))
             made.update(writes)

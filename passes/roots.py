@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 from fusegraph.ir import scalar
@@ -20,6 +19,7 @@ from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, indirect_values, walk
 from fusegraph.passes.base import without_expand
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
+from fusegraph.records import dataclass
 
 MAX_INLINED_OPS = 60  # a body larger than this spills registers: 16 vector registers on AVX2
 RECOMPUTE_OPS = (

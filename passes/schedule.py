@@ -7,8 +7,6 @@ again is computed again when that is cheap, else kept in a buffer of one point o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
 from fusegraph.ir import scalar
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
@@ -16,6 +14,7 @@ from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
 from fusegraph.passes.groups import Group, Refused, loads, old_name, renamed
 from fusegraph.passes.roots import Root
+from fusegraph.records import dataclass, field, replace
 
 _DEAR = 12  # cost above which a value is kept rather than computed again in a later stage
 _COST = {"div": 4, "transcendental": 16}

@@ -238,11 +238,15 @@ def test_a_stored_report_of_other_lines_or_a_damaged_one_is_made_anew(
     assert decode(encode({"kernels": []}, graph), graph) == {"kernels": []}
 
 
-def _entries(folder: Path) -> dict[str, bytes]:
-    """The machine code in a cache, by key."""
+def _entries(folder: Path) -> dict[str, list[bytes]]:
+    """The machine code of steps in a cache, by key."""
     keys = [path.stem for path in folder.glob("*/*.fgc")]
     entries = {key: DiskCache(folder).get(key) for key in keys}
-    return {key: entry["object"] for key, entry in entries.items() if entry is not None and "object" in entry.blobs}
+    return {
+        key: [blob for name, blob in entry.blobs.items() if name.startswith("object")]
+        for key, entry in entries.items()
+        if entry is not None and "layout.json" in entry.blobs
+    }
 
 
 def test_machine_code_is_the_same_with_and_without_looking_inside(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_stage, stage_roots
 from fusegraph.ir.index import Axis, Div, Index, Mod
 from fusegraph.ir.loops import Loop, Program, Stage
 from fusegraph.ir.scalar import walk
+from fusegraph.records import dataclass, replace
 
 __all__ = ["batch_blocked"]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
@@ -25,6 +24,7 @@ from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, load, walk
+from fusegraph.records import dataclass, field
 
 _NOT_YET = 1 << 30
 

@@ -16,7 +16,6 @@ so that all layouts of matrix products and convolutions come out as a few plain 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from fusegraph.ir.index import Axis, Div, Index, Mod, Substitution, flatten_index
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Mask, walk
+from fusegraph.records import dataclass, replace
 
 __all__ = [
     "Contraction",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract_plan import Operand
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
@@ -18,6 +17,7 @@ from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Program
 from fusegraph.ir.scalar import Bound, Divides
+from fusegraph.records import dataclass, replace
 
 __all__ = ["Dimension", "Staging", "plan_staging"]
 

@@ -7,12 +7,12 @@ outside, that is up to four times the products. A limit says which taps count at
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.contract_plan import Contraction
 from fusegraph.codegen.cpu.irtext import FunctionBuilder
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.scalar import Bound, Condition
+from fusegraph.records import dataclass
 
 __all__ = ["Limits", "TapLimit", "share_of_taps", "tap_limits"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
@@ -21,6 +20,7 @@ from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_ops import element_of
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
+from fusegraph.records import dataclass
 
 __all__ = ["ACCUMULATE", "START", "WHOLE", "MicroKernels", "Operands", "Step", "TileMemory"]
 

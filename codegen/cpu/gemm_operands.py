@@ -7,13 +7,13 @@ along its outer axes, in its own order or transposed; or, for a transposed convo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.contract_plan import Contraction, Operand
 from fusegraph.codegen.cpu.contract_stage import Staging, plan_staging
 from fusegraph.codegen.cpu.gemm_limits import Limits, tap_limits
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Program
+from fusegraph.records import replace
 
 __all__ = ["staged_operands"]
 

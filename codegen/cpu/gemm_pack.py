@@ -9,11 +9,11 @@ contiguous pieces, or element by element.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.records import dataclass
 
 __all__ = ["Packer", "PanelSource", "in_two_pieces"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
 from fusegraph.codegen.cpu.contract_plan import (
@@ -26,6 +25,7 @@ from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program
+from fusegraph.records import dataclass, replace
 
 __all__ = ["GemmPlan", "plan_gemm"]
 

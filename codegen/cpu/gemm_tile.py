@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+
+from fusegraph.records import dataclass
 
 __all__ = ["Split", "Tile", "dot_cost", "dot_tiles", "even_split", "tile_cost", "tiles"]
 

@@ -8,13 +8,13 @@ copy the image into a padded one. Only buffers inside of the program change, eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.gemm_limits import share_of_taps
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_loop, stage_roots
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Program, Stage, Store
 from fusegraph.ir.scalar import Bound, Expr, Load, const, make, walk
+from fusegraph.records import dataclass, replace
 
 __all__ = ["Halo", "with_halos"]
 

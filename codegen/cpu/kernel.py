@@ -8,10 +8,9 @@ aligned memory of the calling thread. The work is split among tid 0 .. nt - 1; t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.ir.loops import Loop
+from fusegraph.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_loop, stage_roots
 from fusegraph.dtypes import int32, int64
 from fusegraph.ir.loops import Loop, Program, Stage, Store
 from fusegraph.ir.scalar import Expr, Load, load, make, op, walk
+from fusegraph.records import replace
 
 __all__ = ["narrow_positions"]
 

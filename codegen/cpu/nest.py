@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
@@ -28,6 +27,7 @@ from fusegraph.codegen.cpu.nest_strips import Strips, StripWriter, plan_strips
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 from fusegraph.ir.loops_text import print_loop
+from fusegraph.records import replace
 
 
 def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *, exact: bool = False,

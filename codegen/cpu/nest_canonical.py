@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.nest_rewrite import (
     Rewrite,
@@ -26,6 +25,7 @@ from fusegraph.codegen.cpu.nest_rewrite import (
 from fusegraph.codegen.cpu.nest_split import split_axes
 from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.loops import Buffer, Loop, Stage
+from fusegraph.records import replace
 
 __all__ = ["canonical_loop", "flat_stages", "inner_axes", "stage_roots"]
 

@@ -7,12 +7,12 @@ register.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, inner_axes, rewrite_stage, stage_roots
 from fusegraph.ir.index import Index
 from fusegraph.ir.loops import Loop, Stage, Store
 from fusegraph.ir.scalar import Expr, Load, walk
+from fusegraph.records import replace
 
 
 def join_stages(loop: Loop) -> Loop:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from fusegraph.codegen.cpu.nest_memory import MOST_STEP
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
@@ -19,6 +18,7 @@ from fusegraph.codegen.cpu.vecmath import FUNCTIONS, RESTRICTED
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Stage
 from fusegraph.ir.scalar import Expr, walk
+from fusegraph.records import dataclass
 
 _PARALLEL_WORK = 40_000  # instructions on single elements; below about 2 us one thread is faster than waking others
 _SPLIT_ITEMS = 24  # leading axes with fewer points than this are split further, to share evenly among many cores

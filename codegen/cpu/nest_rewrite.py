@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fusegraph.ir.index import Atom, Axis, Div, Index, Indirect, Mod
 from fusegraph.ir.loops import Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, Mask, indirect_values, make, walk
+from fusegraph.records import replace
 
 
 def stage_roots(stage: Stage) -> list[Expr]:

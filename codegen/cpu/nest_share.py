@@ -7,13 +7,13 @@ it to a scratch row, which stays in the first-level cache, and the later stage l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.nest_plan import Plan, operation_cost
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Reduce, Stage, Store
 from fusegraph.ir.scalar import Expr, load, make, walk
+from fusegraph.records import dataclass, replace
 
 _WORTH = 8.0  # instructions; a store and a load of a vector cost about as much as 4
 _MOST_BYTES = 1 << 16  # of a scratch row

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, all_indices, inner_axes, rewrite_stage, stage_roots
 from fusegraph.ir.index import Axis, Div, Index, Mod
 from fusegraph.ir.loops import Loop, Stage
 from fusegraph.ir.scalar import Bound, Condition, walk
+from fusegraph.records import replace
 
 _SMALLEST = 8  # points of the innermost part: shorter ones do not fill a vector
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.nest_plan import Plan, StagePlan, stage_weight
@@ -15,6 +14,7 @@ from fusegraph.dtypes import bool_
 from fusegraph.ir.index import Axis, Index, row_strides
 from fusegraph.ir.loops import Stage, Store
 from fusegraph.ir.scalar import acc
+from fusegraph.records import replace
 
 _UNROLLED_POINTS = 16  # inner loops of at most this many points are written out
 _UNROLLED_WEIGHT = 160  # unless that makes more than about this many instructions

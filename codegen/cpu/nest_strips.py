@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position, Scope
 from fusegraph.codegen.cpu.nest_plan import Plan
@@ -21,6 +20,7 @@ from fusegraph.codegen.cpu.nest_stage import OneStage, StageWriter, States
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Stage
 from fusegraph.ir.scalar import walk
+from fusegraph.records import dataclass, replace
 
 _ROWS = 4  # of a strip: loads and stores of accumulators are shared by so many
 _LEAST_STEP = 1 << 9  # bytes between rows; nearer ones share pages

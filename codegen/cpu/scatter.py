@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from fusegraph.codegen.cpu.body import Copy, Evaluator, Frame, Position
 from fusegraph.codegen.cpu.irtext import Module
@@ -31,6 +30,7 @@ from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program, Stage
 from fusegraph.ir.scalar import Expr, op
+from fusegraph.records import replace
 
 _PARALLEL_WORK = 20_000  # element operations below which one thread is faster than waking others
 

@@ -10,7 +10,6 @@ All threads run the same function. Between two kernels there is a barrier only w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
@@ -27,6 +26,7 @@ from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
 from fusegraph.codegen.cpu.winners_kernels import emit_winners
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
 from fusegraph.ir.loops import Guard, Loop, Program
+from fusegraph.records import dataclass, replace
 
 TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3
 

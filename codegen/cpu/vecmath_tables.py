@@ -10,7 +10,8 @@ polynomial's own relative error; rounding adds to it (tests/test_vecmath.py meas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from fusegraph.records import dataclass
 
 __all__ = ["DOUBLE", "EXP2_DOUBLE", "FLOAT", "LOG2_DOUBLE", "LOG2_E", "Tables"]
 

@@ -7,7 +7,6 @@ runs are on copies of the same inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from fusegraph.errors import OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Node
+from fusegraph.records import dataclass
 from fusegraph.verify import TOLERANCE, differs
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.loops import Loop, Program, Stage
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import walk
+from fusegraph.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fusegraph.errors import OptionError
 from fusegraph.inspect.explain import bytes_text
 from fusegraph.inspect.explain_text import operations_text, space_text
 from fusegraph.inspect.report import Report
+from fusegraph.records import dataclass
 
 _LIKE = 0.5  # share of operations that two kernels must have in common to be the same one, changed
 

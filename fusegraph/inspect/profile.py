@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from fusegraph import tree
 from fusegraph.errors import OptionError
 from fusegraph.inspect.explain import Explanation
 from fusegraph.inspect.report import Report
+from fusegraph.records import dataclass
 from fusegraph.signature import as_argument
 from fusegraph.tensor import Tensor
 

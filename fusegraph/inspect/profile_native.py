@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fusegraph.errors import UnsupportedError
+from fusegraph.records import replace
 from fusegraph.runtime import llvm
 from fusegraph.runtime.executable import TABLE_ERROR, TABLE_FIRST, NativeStep, Slot, address_of
 from fusegraph.runtime.pool import default_pool

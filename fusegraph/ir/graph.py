@@ -7,13 +7,13 @@ when a step is done. Node order is a topological order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fusegraph.dtypes import DType
 from fusegraph.errors import GraphError
 from fusegraph.ir.location import NOWHERE, Location
+from fusegraph.records import dataclass, field
 
 if TYPE_CHECKING:
     import networkx

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakValueDictionary
+
+from fusegraph.records import dataclass
 
 if TYPE_CHECKING:
     from fusegraph.ir.scalar import Expr

@@ -21,7 +21,6 @@ stages only. A value that a store wrote may be loaded by later stages of the sam
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fusegraph.dtypes import DType
@@ -29,6 +28,7 @@ from fusegraph.ir.graph import Node
 from fusegraph.ir.guard import Check, Guard
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.scalar import Expr, walk
+from fusegraph.records import dataclass, field, replace
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ Expressions are interned: equal ones are the same object, so common subexpressio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fusegraph.dtypes import DType, bool_, int64, uint32
 from fusegraph.ir.index import Axis, Div, Index, Indirect, Mod
+from fusegraph.records import dataclass
 
 
 @dataclass(frozen=True, repr=False)

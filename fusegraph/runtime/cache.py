@@ -17,11 +17,11 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from fusegraph.errors import CacheWarning, OptionError
+from fusegraph.records import dataclass
 
 FORMAT_VERSION = 1
 DEFAULT_SIZE_MB = 512

@@ -12,12 +12,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from fusegraph.records import dataclass
 from fusegraph.runtime import llvm
 from fusegraph.runtime.cache import DiskCache
 from fusegraph.runtime.memory import aligned_empty

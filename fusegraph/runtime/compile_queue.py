@@ -16,7 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fusegraph.runtime import llvm
+from fusegraph.runtime import llvm, pool
 from fusegraph.runtime.threads import available_cores
 
 _MOST_THREADS = 3  # that compile beside the one that writes: it does not write faster than so many read
@@ -37,7 +37,10 @@ class CompileQueue:
         self._objects: list[bytes | None] = []
         self._error: BaseException | None = None
         self._left = False
-        self._threads = [threading.Thread(target=self._work, name="fusegraph-compile") for _ in range(beside)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(number == 0,), name="fusegraph-compile")
+            for number in range(beside)
+        ]
 
     def __enter__(self) -> CompileQueue:
         if self._threads:
@@ -76,8 +79,10 @@ class CompileQueue:
                 raise self._error
             return [code for code in self._objects if code is not None]
 
-    def _work(self) -> None:
-        llvm.prepare()
+    def _work(self, first: bool) -> None:
+        if first:  # there is nothing to compile yet
+            llvm.prepare()
+            pool.prepare()
         while self._compile_next(wait=True):
             pass
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from fusegraph.errors import CompilerError
 from fusegraph.ir.guard import Check, Guard
+from fusegraph.records import dataclass
 from fusegraph.runtime import llvm
 from fusegraph.runtime.memory import CACHE_LINE, Arena
 from fusegraph.runtime.outputs import output_memory

@@ -19,11 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from fusegraph.errors import CompilerError
+from fusegraph.records import dataclass
 
 _library_number = itertools.count()
 _starting = threading.RLock()  # what is made once for the process is made by one thread

@@ -7,7 +7,8 @@ polls with short sleeps on Windows.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+
+from fusegraph.records import dataclass
 
 # Byte offsets into the control block (see spmd_ir) of what the condition-variable parker needs.
 MUTEX = 768  # pthread_mutex_t

@@ -207,8 +207,13 @@ def barrier_declares() -> tuple[str, ...]:
 def _launch_code(parker: Parker, cache: DiskCache) -> llvm.LoadedCode:
     text = spmd_ir.launch_text(llvm.target().arch, parker)
     if text not in _loaded:
-        _loaded[text] = llvm.load(_launch_object(text, cache), spmd_ir.LAUNCH_SYMBOLS)
+        _loaded.setdefault(text, llvm.load(_launch_object(text, cache), spmd_ir.LAUNCH_SYMBOLS))
     return _loaded[text]
+
+
+def prepare() -> None:
+    """Have the launch code of `default_pool` at hand. Any thread may do this beforehand."""
+    _launch_code(default_parker(), DiskCache())
 
 
 def _launch_object(text: str, cache: DiskCache) -> bytes:

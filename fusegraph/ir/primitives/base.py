@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from fusegraph.dtypes import DType
 from fusegraph.errors import DTypeError, ShapeError
+from fusegraph.records import dataclass, field
 
 Shape = tuple[int, ...]
 Params = Mapping[str, Any]
