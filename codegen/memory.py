@@ -6,7 +6,7 @@ that the same kernel reads for the last time and writes for the first time, elem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program, Store
@@ -34,11 +34,17 @@ class MemoryPlan:
     local_bytes: int
 
 
-def plan_memory(program: Program, in_place: Callable[[Loop], bool] = lambda loop: True) -> MemoryPlan:
-    """Places for all buffers of `program`. in_place: whether what a loop writes may take over what dies there."""
+def plan_memory(
+    program: Program, in_place: Callable[[Loop], bool] = lambda loop: True, phases: Sequence[int] = ()
+) -> MemoryPlan:
+    """Places for all buffers of `program`. in_place: whether what a loop writes may take over what dies there.
+
+    phases: how many barriers are before each kernel in any case. What dies in a phase is then free from the next phase on:
+    reused at once, it would take a barrier more.
+    """
     externals = tuple(name for name, b in program.buffers.items() if b.role in ("input", "state", "output"))
     spans = _spans(program)
-    owner = _in_place_owners(program, spans, in_place)
+    owner = _in_place_owners(program, spans, in_place, phases)
     names = [name for name in spans if owner[name] == name]
     whole = (
         {
@@ -51,7 +57,9 @@ def plan_memory(program: Program, in_place: Callable[[Loop], bool] = lambda loop
         if len(spans) < 200
         else _owner_spans(spans, owner)
     )
-    intervals = [Interval(_padded(program.buffers[name].nbytes), *whole[name]) for name in names]
+    ends = {phase: number for number, phase in enumerate(phases)}
+    last = [ends[phase] for phase in phases] or range(len(program.loops))
+    intervals = [Interval(_padded(program.buffers[n].nbytes), whole[n][0], last[whole[n][1]]) for n in names]
     offsets, peak = plan_offsets(intervals, ALIGN)
     placed = dict(zip(names, offsets, strict=True))
     arena = {name: placed[owner[name]] for name in spans}
@@ -86,10 +94,11 @@ def _spans(program: Program) -> dict[str, tuple[int, int]]:
 
 
 def _in_place_owners(
-    program: Program, spans: dict[str, tuple[int, int]], in_place: Callable[[Loop], bool]
+    program: Program, spans: dict[str, tuple[int, int]], in_place: Callable[[Loop], bool], phases: Sequence[int]
 ) -> dict[str, str]:
     """Which temp's bytes each temp uses: its own, or those of one that dies, element for element, where it is born."""
     owner = {name: name for name in spans}
+    beside = _read_beside(program, phases)
     taken: set[str] = set()
     for number, loop in enumerate(program.loops):
         for stage in loop.stages[-1:] if in_place(loop) else ():
@@ -97,6 +106,7 @@ def _in_place_owners(
                 for name in _dying_at(program, loop, store, number, spans, stage.axes):
                     if (
                         name not in taken
+                        and (number, name) not in beside
                         and spans.get(store.buffer, (-1, 0))[0] == number
                         and owner[store.buffer] == store.buffer
                     ):
@@ -104,6 +114,15 @@ def _in_place_owners(
                         taken.add(name)
                         break
     return owner
+
+
+def _read_beside(program: Program, phases: Sequence[int]) -> set[tuple[int, str]]:
+    """(kernel, buffer) where a kernel that no barrier stands before reads the buffer too."""
+    readers: dict[tuple[int, str], list[int]] = {}
+    for number, (loop, phase) in enumerate(zip(program.loops, phases, strict=False)):
+        for name in loop.reads():
+            readers.setdefault((phase, name), []).append(number)
+    return {(number, name) for (_, name), numbers in readers.items() for number in numbers[1:]}
 
 
 def _dying_at(

@@ -261,10 +261,8 @@ def _rebase(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> Group | N
     """B over A's axes, when B is all maps over one full space that a reshape (or a permute) makes of A's points."""
     if any(root.kind != "map" or set(root.axes) != set(b.space) for root in b.roots) or not reads:
         return None
-    if all(
-        part.axis is not None or mine.axis is None or mine.axis.extent == 1
-        for root, load in reads
-        for mine, part in zip(root.index, load.index, strict=True)
+    if not any(
+        _is_renumbered(mine, part) for root, load in reads for mine, part in zip(root.index, load.index, strict=True)
     ):
         return None
     root, load = reads[0]
@@ -278,6 +276,13 @@ def _rebase(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> Group | N
         tuple(axis for axis in root.axes if axis.extent != 1),
         "nest",
     )
+
+
+def _is_renumbered(written: Index, read: Index) -> bool:
+    """Whether one of the two is an axis, of more than one point, and the other is made of axes."""
+    if written.axis is None:
+        return not written.is_constant and read.axis is not None and read.axis.extent != 1
+    return read.axis is None and written.axis.extent != 1
 
 
 def invert(

@@ -2,9 +2,11 @@
 
     sum(x * expand(r)) -> sum(x) * r              (x * expand(r)) * expand(s) -> x * expand(r * s)
     (a * R - expand(r * s)) * e -> (a - expand(s)) * p      where p = e * R is there already and R is expand(r)
+    x * u + x * v -> x * (u + v)                  where x depends on a contraction that u and v do not depend on
 
 The first leaves the gradients of a normalisation with two sums, of g and of g * x, where plain differentiation has five
 over scaled versions of them. The last makes the gradient of a softmax p of dp out of p alone: p * (dp - sum(dp * p)).
+With the last the gradient of gelu, silu and the like is the cotangent x times one number that the forward pass can make.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from fusegraph.ir.graph import Graph, Node
+from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.passes.base import (
     Pass,
     RewriteBuilder,
@@ -34,6 +37,7 @@ Found = Node | Value | None
 # A factor is small when each of its elements is used at least this often.
 _SHARED = 4
 _MOST_FACTORS = 8
+_NEARBY = 200  # nodes that are looked at to find out what a factor depends on
 # Factors that are left inside of a sum: more, and multiplying them again would cost more than is saved.
 _MOST_LEFT = 3
 
@@ -107,6 +111,38 @@ def small_factors(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
                 product = build.add("mul", (build.expand(r, shape), build.expand(s, shape)))
                 return build.add("mul", (x, build.expand(product, node.shape)))
     return None
+
+
+@PRODUCTS.on("add")
+def common_factors(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """x * u + x * v -> x * (u + v)  for all factors x of both that come from a later contraction than the others"""
+    if node.dtype.kind != "f" or any(term.op != "mul" or not build.is_single_use(term) for term in inputs):
+        return None
+    first, second = (_factors(build, term) for term in inputs)
+    shared = [factor for factor in first if factor in second]
+    if not shared or len(shared) > len(set(shared)):
+        return None
+    made = {factor: _contraction(build, factor) for factor in (*first, *second)}
+    newest = max(made[factor] for factor in shared)
+    shared = [factor for factor in shared if made[factor] == newest]
+    rest = [[factor for factor in factors if factor not in shared] for factors in (first, second)]
+    if newest < 0 or not all(rest) or any(made[factor] >= newest for factors in rest for factor in factors):
+        return None
+    total = build.add("add", tuple(_multiplied(build, factors) for factors in rest))
+    return build.add("mul", (_multiplied(build, shared), total))
+
+
+def _contraction(build: RewriteBuilder, node: Node) -> int:
+    """The position of the last contraction that `node` is made of by other operations; -1 if there is none nearby."""
+    found, left, seen = -1, [node], {node}
+    while left and len(seen) < _NEARBY:
+        step = left.pop()
+        if step.op != "input" and PRIMITIVES[step.op].kind == "contract":
+            found = max(found, build.position(step))
+            continue
+        left += [operand for operand in step.inputs if operand not in seen]
+        seen.update(step.inputs)
+    return found
 
 
 def _known_products(graph: Graph) -> Graph:

@@ -18,6 +18,7 @@ from fusegraph.ir.index import Axis, Index, flatten_index
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Load, indirect_values, walk
 from fusegraph.passes.base import without_expand
+from fusegraph.passes.early_roots import early_roots
 from fusegraph.passes.inline import Inliner, disjoint_fold, indirect
 from fusegraph.records import dataclass
 
@@ -107,6 +108,7 @@ def choose_roots(graph: Graph) -> list[Node]:
         elif node.op == "after":
             roots |= {made for value in node.inputs[1:] if (made := _stored(value))}
     _cut_expensive(graph, roots)
+    roots.update(early_roots(graph, roots, _own_cost, _EXPENSIVE["transcendental"]))
     return [node for node in graph.nodes if node in roots]
 
 

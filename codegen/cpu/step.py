@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+from fusegraph.codegen.cpu.barriers import barriers_before, place_buffers
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.halos import Halo, with_halos
@@ -24,7 +25,7 @@ from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
 from fusegraph.codegen.cpu.winners_kernels import emit_winners
-from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan, plan_memory
+from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan
 from fusegraph.ir.loops import Guard, Loop, Program
 from fusegraph.records import dataclass, replace
 
@@ -85,7 +86,7 @@ def emit_step(
     program, halos = in_memory(program, vector_bits, exact)
     parts = None if take is None else ModuleParts(module, take)
     kernels = _emit_kernels(module, program, halos, vector_bits, exact, parts)
-    memory = plan_memory(program)
+    memory = place_buffers(program, kernels)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
@@ -199,29 +200,15 @@ def _call_kernels(
     scratch: str,
     stamps: StepClock | None = None,
 ) -> int:
-    """Calls in order; a barrier before a kernel that touches what another thread wrote, or writes what another thread read.
-
-    Kernels that run on thread 0 alone need no barrier among themselves.
-    """
-    written: dict[bool, set[Region]] = {True: set(), False: set()}  # by parallel kernels, by thread 0 alone
-    regions = _Regions(program, memory)
-    checked = {
-        regions.of(guard.buffer) for guard in program.guards
-    }  # by every thread: a late one must not see new values
-    read: dict[bool, set[Region]] = {True: checked, False: set()}
-    count = 0
-    for number, (loop, kernel) in enumerate(zip(program.loops, kernels, strict=True)):
-        reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
-        writes = {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
-        others = (True, False) if kernel.parallel else (True,)
+    """Calls in order, with the barriers between them; gives how many there are."""
+    met = 0
+    counts = barriers_before(program, kernels, memory)
+    for number, (loop, kernel, count) in enumerate(zip(program.loops, kernels, counts, strict=True)):
         if stamps is not None:
             stamps.note(number, ARRIVED)
-        if any(regions.clash(written[kind], reads | writes) or regions.clash(read[kind], writes) for kind in others):
+        if count > met:
             fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
-            written, read = {True: set(), False: set()}, {True: set(), False: set()}
-            count += 1
-        read[kernel.parallel] |= reads
-        written[kernel.parallel] |= writes
+        met = count
         arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
         arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
         if stamps is not None:
@@ -234,29 +221,7 @@ def _call_kernels(
                 fn.emit(f"call void @{kernel.name}({arguments}, i64 0, i64 1)")
         if stamps is not None:
             stamps.note(number, ENDED)
-    return count
-
-
-Region = tuple[str, int, int]  # where, first byte, end
-
-
-class _Regions:
-    """What of memory a buffer is: its bytes in the arena, or itself."""
-
-    def __init__(self, program: Program, memory: MemoryPlan) -> None:
-        self._memory = memory
-        self._program = program
-
-    def of(self, name: str) -> Region:
-        """(where, first byte, end)."""
-        if name in self._memory.arena:
-            start = self._memory.arena[name]
-            return ("arena", start, start + self._program.buffers[name].nbytes)
-        return (name, 0, 1)
-
-    def clash(self, some: set[Region], others: set[Region]) -> bool:
-        """Whether two regions share a byte."""
-        return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)
+    return met
 
 
 _LLVM_INTEGER = {"int64": "i64", "int32": "i32", "uint32": "i32", "uint8": "i8"}
