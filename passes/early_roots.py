@@ -12,7 +12,6 @@ operations run where the numbers are in registers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.primitives import PRIMITIVES
@@ -37,22 +36,16 @@ def _runs_beside(node: Node) -> bool:
     return node.op in ("reshape", "expand") or (node.op != "input" and PRIMITIVES[node.op].kind in ("map", "zip"))
 
 
-@dataclass
 class _Epilogues:
     """For each node the contraction in whose epilogue it can be computed (`made_by`): the last one that it depends on."""
 
-    graph: Graph
-    roots: set[Node]
-    cost: Callable[[Node], int]
-    least: int
-    made_by: dict[Node, Node | None] = field(default_factory=dict)
-    ready: dict[Node, int] = field(default_factory=dict)  # the place of the last node that must be there before
-
-    def __post_init__(self) -> None:
-        self.users = self.graph.users()
-        self.results = set(self.graph.results)
-        self.place = place = {node: number for number, node in enumerate(self.graph.nodes)}
-        for node in self.graph.nodes:
+    def __init__(self, graph: Graph, roots: set[Node], cost: Callable[[Node], int], least: int) -> None:
+        self.roots, self.cost, self.least = roots, cost, least
+        self.made_by: dict[Node, Node | None] = {}
+        self.ready: dict[Node, int] = {}  # the place of the last node that must be there before
+        self.users, self.results = graph.users(), set(graph.results)
+        self.place = place = {node: number for number, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
             made = [of for operand in node.inputs if (of := self.made_by[operand]) is not None]
             ready = [self.ready[operand] for operand in node.inputs]
             if _is_contraction(node):
