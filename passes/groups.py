@@ -19,6 +19,8 @@ from fusegraph.passes.roots import MAX_DEPTH, Root
 from fusegraph.records import dataclass, field, replace
 
 SMALL_WORK = 1 << 15  # points that one thread does while two threads would meet at a barrier (a few microseconds)
+LARGE_MAP, LONG_RUN = 1 << 19, 1 << 14  # elements of a map, and of a run of memory that it walks through
+FEW_VALUES = 64  # elements of a map for each one of the producer
 MIN_PARALLEL = 16  # points of space below which threads would idle
 MAX_ROOTS = 24
 MAX_BUFFERS = 40
@@ -198,6 +200,7 @@ def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
         _check_contract(joined, a, b)
     if joined.depth > MAX_DEPTH and len(joined.roots) > 1:
         raise Refused(f"more than {MAX_DEPTH} operations one after the other in one kernel")
+    _check_order(a, moved, space)
     if joined.points < min(MIN_PARALLEL, max(a.points, b.points)) and joined.work > SMALL_WORK:
         raise Refused("too few points would be left to share among threads")
     return joined
@@ -237,6 +240,18 @@ def _check_axes(who: str, roots: Sequence[Root], lost: set[Axis]) -> None:
             raise Refused(
                 f"the {who}'s {root.node.op} has an accumulator for each {'/'.join(sorted(a.name for a in wide))}"
             )
+
+
+def _check_order(a: Group, consumers: Sequence[Root], space: tuple[Axis, ...]) -> None:
+    """A large map that would jump through memory for each of a few values that it reads keeps a kernel of its own."""
+    small = sum(root.node.size for root in a.roots) * FEW_VALUES
+    for root in consumers:
+        wide = [axis for axis in root.axes if axis.extent != 1]
+        last = max((place for place, axis in enumerate(wide) if axis in space), default=-1)
+        run = math.prod(axis.extent for axis in wide[last + 1 :])
+        jumps = run < LONG_RUN and not set(wide[:last]) <= set(space)
+        if root.kind == "map" and jumps and root.work > max(LARGE_MAP, small):
+            raise Refused("the consumer would walk through memory in short runs, for a few values of the producer")
 
 
 def _check_contract(joined: Group, a: Group, b: Group) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 
 from fusegraph.ir.graph import Graph, Node
-from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, rewrite
+from fusegraph.passes.base import Pass, RewriteBuilder, Rules, Value, constant_value, rewrite
+from fusegraph.passes.reductions import below_reshapes
 from fusegraph.passes.simplify_reduce import is_large
 
 SPLIT = Rules()
@@ -72,6 +73,44 @@ def _split(build: RewriteBuilder, op: str, x: Node, axes: tuple[int, ...], chunk
 def _part(build: RewriteBuilder, x: Node, axis: int, start: int, size: int) -> Node:
     begin = tuple(start if i == axis else 0 for i in range(x.ndim))
     return build.slice(x, begin, tuple(size if i == axis else n for i, n in enumerate(x.shape)))
+
+
+@SPLIT.on("sum")
+def variance_of_parts(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
+    """sum(sum((x - mean)^2)) -> sum(sum((x - m)^2) + n * (m - mean)^2)  with the mean m of each part of n elements
+
+    A part is read twice while it is near, x from memory once. No accuracy is lost: all differences are from a mean.
+    """
+    (inner,) = inputs
+    if inner.op != "sum" or not build.is_single_use(inner) or node.dtype.kind != "f":
+        return None
+    square = below_reshapes(inner.inputs[0])
+    centred = square.inputs[0] if square.op == "mul" and square.inputs[0] is square.inputs[1] else square
+    if centred.op != "sub" or centred is square or centred.inputs[1].op != "expand":
+        return None
+    shape, inside, axes = inner.inputs[0].shape, inner.params["axes"], node.params["axes"]
+    x = build.reshape(centred.inputs[0], shape)
+    part = build.reduce("sum", x, inside)
+    mean = below_reshapes(centred.inputs[1].inputs[0])
+    if not _is_mean(mean, build.reduce("sum", part, axes), x.size // max(node.size, 1)):
+        return None
+    count = part.dtype.type(x.size // max(part.size, 1))
+    own = build.add("mul", (part, build.full(1 / count, part.shape, part.dtype)))
+    kept = tuple(1 if axis in inside else n for axis, n in enumerate(shape))
+    near = build.add("sub", (x, build.expand(build.reshape(own, kept), shape)))
+    spread = build.reduce("sum", build.add("mul", (near, near)), inside)
+    whole = build.reshape(mean, tuple(1 if axis in axes else n for axis, n in enumerate(part.shape)))
+    apart = build.add("sub", (own, build.expand(whole, part.shape)))
+    between = build.add("mul", (build.add("mul", (apart, apart)), build.full(count, part.shape, part.dtype)))
+    return build.reduce("sum", build.add("add", (spread, between)), axes)
+
+
+def _is_mean(mean: Node, total: Node, count: int) -> bool:
+    """Whether `mean` is total / count."""
+    for one, factor in (mean.inputs, mean.inputs[::-1]) if mean.op == "mul" else ():
+        if below_reshapes(one) is total and constant_value(factor) == float(total.dtype.type(1 / count)):
+            return True
+    return False
 
 
 def split_reduce(graph: Graph) -> Graph:

@@ -19,7 +19,7 @@ from fusegraph.ir.scalar import walk
 from fusegraph.records import dataclass
 
 _LINE = 64  # bytes
-_LEAST_ROW = 1 << 12  # bytes, a page: the processor fetches shorter rows by itself
+_LEAST_ROW = 1 << 11  # bytes, half a page: the processor fetches shorter rows by itself
 _LEAST_BUFFER = 1 << 20  # bytes; smaller ones may still be in the second-level cache
 
 
