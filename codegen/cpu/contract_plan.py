@@ -22,11 +22,12 @@ import numpy as np
 
 from fusegraph.ir.index import Axis, Div, Index, Mod, Substitution, flatten_index
 from fusegraph.ir.loops import Loop, Program, Reduce, Stage, Store
-from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Mask, walk
+from fusegraph.ir.scalar import Bound, Condition, Divides, Expr, Mask, substitute, walk
 from fusegraph.records import dataclass, replace
 
 __all__ = [
     "Contraction",
+    "Merges",
     "Operand",
     "epilogue_accesses",
     "merge_axes",
@@ -148,8 +149,32 @@ def _classified(loop: Loop, narrow: Operand, wide: Operand, column: Axis) -> Con
 # -- merging --------------------------------------------------------------------------------------------------------
 
 
+class Merges:
+    """Loops with two axes merged, and the indices of their outputs: made once for all plans that come by them."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._loops: dict[tuple[int, Axis, Axis], tuple[Loop, Loop]] = {}
+        self._outputs: dict[int, tuple[Loop, list[Index]]] = {}  # by identity of the loop, which is kept alive
+
+    def outputs(self, loop: Loop) -> list[Index]:
+        """Element numbers of all that the stages after the sum load, store or compute."""
+        known = self._outputs.get(id(loop))
+        if known is None:
+            known = self._outputs[id(loop)] = (loop, _output_indices(loop, self._program))
+        return known[1]
+
+    def merged(self, loop: Loop, outer: Axis, inner: Axis, axis: Axis, mapping: Substitution) -> Loop:
+        """`loop` with `axis` in the place of two."""
+        key = (id(loop), outer, inner)
+        known = self._loops.get(key)
+        if known is None:
+            known = self._loops[key] = (loop, _substitute_loop(loop, mapping, {outer: (axis,), inner: ()}))
+        return known[1]
+
+
 def merge_axes(
-    found: Contraction, program: Program, *, plain_columns: bool, plain_rows: bool, merge_sums: bool,
+    found: Contraction, merges: Merges, *, plain_columns: bool, plain_rows: bool, merge_sums: bool,
     apart: frozenset[Axis] = frozenset(),
 ) -> Contraction:  # fmt: skip
     """Merge neighbouring axes of a class wherever every index of the output stays affine.
@@ -159,14 +184,14 @@ def merge_axes(
     """
     groups = ("columns", "rows", "sums") if merge_sums else ("columns", "rows")
     while True:
-        outputs = _output_indices(found.loop, program)
+        outputs = merges.outputs(found.loop)
         for group, outer, inner in _neighbours(found, groups):
             plain = [found.narrow.flat] if plain_rows or group != "rows" else []
             plain += [found.wide.flat] if plain_columns or group != "columns" else []
             if outer in apart or inner in apart:
                 continue
             if all(_is_one_axis(index, outer, inner) for index in (*outputs, *plain)):
-                found = _merged(found, outer, inner)
+                found = _merged(found, outer, inner, merges)
                 break
         else:
             return found
@@ -183,19 +208,19 @@ def _neighbours(found: Contraction, groups: Sequence[str]) -> Iterator[tuple[str
 
 def _is_one_axis(index: Index, outer: Axis, inner: Axis) -> bool:
     """Whether the two axes act as one longer axis in `index`."""
-    divided = any(
-        not isinstance(atom, Axis) and {outer, inner} & Index(0, ((atom, 1),)).axes for atom, _ in index.terms
-    )
-    return not divided and index.coefficient(outer) == index.coefficient(inner) * inner.extent
+    if index.coefficient(outer) != index.coefficient(inner) * inner.extent:
+        return False
+    divided = [Index(0, ((atom, 1),)).axes for atom, _ in index.terms if type(atom) is not Axis]
+    return not any(outer in axes or inner in axes for axes in divided)
 
 
-def _merged(found: Contraction, outer: Axis, inner: Axis) -> Contraction:
+def _merged(found: Contraction, outer: Axis, inner: Axis, merges: Merges) -> Contraction:
     axis = Axis(f"{outer.name}_{inner.name}", outer.extent * inner.extent)
     flat = Index.of(axis)
     mapping = {outer: flat // inner.extent, inner: flat % inner.extent}
     groups = {name: _joined(getattr(found, name), outer, inner, axis) for name in ("columns", "rows", "sums")}
     return replace(
-        found, loop=_substitute_loop(found.loop, mapping, {outer: (axis,), inner: ()}),
+        found, loop=merges.merged(found.loop, outer, inner, axis, mapping),
         narrow=found.narrow.substitute(mapping), wide=found.wide.substitute(mapping),
         column=axis if found.column in (outer, inner) else found.column, **groups,
     )  # fmt: skip
@@ -203,10 +228,6 @@ def _merged(found: Contraction, outer: Axis, inner: Axis) -> Contraction:
 
 def _joined(group: tuple[Axis, ...], outer: Axis, inner: Axis, axis: Axis) -> tuple[Axis, ...]:
     return tuple(axis if member is outer else member for member in group if member is not inner)
-
-
-def _affine_in(index: Index, axis: Axis) -> bool:
-    return all(isinstance(atom, Axis) or axis not in Index(0, ((atom, 1),)).axes for atom, _ in index.terms)
 
 
 def offsets_along(operand: Operand, axis: Axis) -> tuple[int, ...] | None:
@@ -311,21 +332,25 @@ def _substitute_loop(loop: Loop, mapping: Substitution, axes: Mapping[Axis, Sequ
     def replaced(old: Iterable[Axis]) -> tuple[Axis, ...]:
         return tuple(new for axis in old for new in axes.get(axis, (axis,)))
 
-    def expr(value: Expr) -> Expr:
-        return value.substitute(mapping)
+    values = list(dict.fromkeys([value for stage in loop.stages for value in _values(stage)]))
+    new = dict(zip(values, substitute(values, mapping), strict=True))
 
     def store(old: Store) -> Store:
-        return Store(old.buffer, tuple(i.substitute(mapping) for i in old.index), expr(old.value), old.mode)
+        return Store(old.buffer, tuple(i.substitute(mapping) for i in old.index), new[old.value], old.mode)
 
     stages = tuple(
         Stage(
             replaced(stage.axes), replaced(stage.reduce_axes),
-            tuple(replace(reduce, value=expr(reduce.value)) for reduce in stage.reduces),
+            tuple(replace(reduce, value=new[reduce.value]) for reduce in stage.reduces),
             tuple(map(store, stage.stores)),
         )
         for stage in loop.stages
     )  # fmt: skip
     return replace(loop, space=replaced(loop.space), stages=stages)
+
+
+def _values(stage: Stage) -> list[Expr]:
+    return [*(reduce.value for reduce in stage.reduces), *(store.value for store in stage.stores)]
 
 
 def _drop_unit_axes(loop: Loop) -> Loop:

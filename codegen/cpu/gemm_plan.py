@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fusegraph.codegen.cpu.contract_epilogue import epilogue_weight
 from fusegraph.codegen.cpu.contract_plan import (
     Contraction,
+    Merges,
     Operand,
     epilogue_accesses,
     extent_of,
@@ -217,17 +218,18 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
 
     `exact`: the sums keep the loop's order.
     """
-    plans = []
+    plans, merges = [], Merges(program)
     for found in roles(loop, program):
         for staged in staged_operands(found, program, exact):
-            for plain_columns in (True, False):
-                plans += _plans(*staged, program, vector_bits, plain_columns, exact)
+            # with one column axis there is nothing to merge, hence no other plan
+            for plain_columns in (True, False) if len(found.columns) > 1 else (True,):
+                plans += _plans(*staged, program, vector_bits, plain_columns, exact, merges)
     return min(plans, key=lambda plan: plan.cycles, default=None)
 
 
 def _plans(
     found: Contraction, narrow_copy: Staging | None, wide_copy: Staging | None, limits: Limits, program: Program,
-    vector_bits: int, plain_columns: bool, exact: bool,
+    vector_bits: int, plain_columns: bool, exact: bool, merges: Merges,
 ) -> list[GemmPlan]:  # fmt: skip
     """Every plan for these roles and copies. Sums that a copy is made for are done block by block."""
     copies = [copy for copy in (narrow_copy, wide_copy) if copy is not None]
@@ -236,7 +238,7 @@ def _plans(
         return []
     found = replace(found, sums=tuple(axis for axis in found.sums if axis not in blocks))
     apart = frozenset().union(*(limit.axes for limit in limits))
-    found = merge_axes(found, program, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact, apart=apart)
+    found = merge_axes(found, merges, plain_columns=plain_columns, plain_rows=False, merge_sums=not exact, apart=apart)
     layout = _layout(found, plain_columns)
     if layout is None:
         return []

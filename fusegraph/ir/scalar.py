@@ -93,9 +93,7 @@ class Expr:
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Expr:
         """With axes replaced by index expressions."""
-        if self.axes.isdisjoint(mapping):
-            return self
-        return rewrite([self], lambda node, args: _substituted(node, args, mapping))[0]
+        return self if self.axes.isdisjoint(mapping) else substitute([self], mapping)[0]
 
     def __str__(self) -> str:
         if self.op == "const":
@@ -213,6 +211,18 @@ def rewrite(roots: Sequence[Expr], function: Any) -> list[Expr]:
     return [new[root] for root in roots]
 
 
+def substitute(roots: Sequence[Expr], mapping: Mapping[Axis, Index]) -> list[Expr]:
+    """`roots` with axes replaced by index expressions."""
+    new: dict[Expr, Expr] = {}
+    for node in walk(roots):
+        if node.axes.isdisjoint(mapping):
+            new[node] = node
+        else:
+            args = tuple([new[arg] for arg in node.args])
+            new[node] = make(node.op, args, node.dtype, _with_indices(node, lambda index: index.substitute(mapping)))
+    return [new[root] for root in roots]
+
+
 def replace_loads(roots: Sequence[Expr], function: Callable[[Expr], Expr]) -> list[Expr]:
     """Rebuild `roots` from below, also inside of indirect indices: `function(load)` gives each load's replacement."""
     new: dict[Expr, Expr] = {}
@@ -234,12 +244,6 @@ def _with_indices(node: Expr, function: Callable[[Index], Index]) -> Any:
     if node.op in ("index", "philox"):
         return function(attribute)
     return _mask(attribute, function) if node.op == "inside" else attribute
-
-
-def _substituted(node: Expr, args: tuple[Expr, ...], mapping: Mapping[Axis, Index]) -> Expr:
-    if node.axes.isdisjoint(mapping):
-        return node
-    return make(node.op, args, node.dtype, _with_indices(node, lambda index: index.substitute(mapping)))
 
 
 def _mask(mask: Mask, function: Callable[[Index], Index]) -> Mask:
