@@ -60,28 +60,34 @@ def split_within(joint: JointGraph, default: Split, options: Options) -> tuple[S
         if split.saved != splits[-1].saved:
             splits.append(split)
     best: tuple[int, Split, Fitted, Fitted] | None = None
-    for split in splits:
-        forward, backward = _arenas(split, options)
+    for split in [s for s in splits if s.saved_bytes < options.memory_budget] or splits[-1:]:
+        forward, backward, budgets = _arenas(split, options)
         total = split.saved_bytes + forward.arena_bytes + backward.arena_bytes
         if total <= options.memory_budget:
-            return split, (max(forward.arena_bytes, 1), max(backward.arena_bytes, 1))
+            return split, budgets
         best = min(best or (total, split, forward, backward), (total, split, forward, backward), key=lambda b: b[0])
     assert best is not None
     raise MemoryBudgetError(_refusal_of_split(joint.graph.name, options.memory_budget, *best))
 
 
-def _arenas(split: Split, options: Options) -> tuple[Fitted, Fitted]:
-    """The forward and the backward program, with arenas that fit into what the kept values leave; else the smallest ones."""
+def _arenas(split: Split, options: Options) -> tuple[Fitted, Fitted, tuple[int, int]]:
+    """The forward and the backward program, with arenas that fit into what the kept values leave, or small ones; their budgets.
+
+    `build` finds the same programs under those budgets: the search depends on nothing else.
+    """
     from fusegraph.build import optimised
 
     assert options.memory_budget is not None
     forward, backward = (optimised(graph, options)[0] for graph in (split.forward, split.backward))
-    room = options.memory_budget - split.saved_bytes
+    whole = options.memory_budget - split.saved_bytes
+    room = max(whole, 1)
     first = _closest(forward, room, options)
-    second = _closest(backward, room - first.arena_bytes, options)
-    if first.arena_bytes + second.arena_bytes > room:
-        first = _closest(forward, room - second.arena_bytes, options)
-    return first, second
+    left = max(whole - first.arena_bytes, 1)
+    second = _closest(backward, left, options)
+    if first.arena_bytes + second.arena_bytes > whole:
+        room = max(whole - second.arena_bytes, 1)
+        first = _closest(forward, room, options)
+    return first, second, (room, left)
 
 
 def _closest(graph: Graph, room: int, options: Options) -> Fitted:
@@ -89,7 +95,7 @@ def _closest(graph: Graph, room: int, options: Options) -> Fitted:
     from fusegraph.passes.budget import DoesNotFit, within_budget
 
     try:
-        return within_budget(graph, max(room, 0), lambda g, save: planned(g, options, save))
+        return within_budget(graph, room, lambda g, save: planned(g, options, save))
     except DoesNotFit as failure:
         return failure.best
 

@@ -8,6 +8,7 @@ from fusegraph.inspect.explain import bytes_text
 from fusegraph.inspect.report import Report
 
 MAX_REFUSALS = 8
+MAX_RECOMPUTED = 4
 MAX_LINES = 4
 MAX_REWRITES = 6
 _WORTH_TELLING = 1000.0  # nanoseconds of waiting: several times what passing a barrier takes
@@ -54,7 +55,26 @@ def memory_sentence(program: Report) -> str:
     memory = program["memory"]
     return (
         f"arena {bytes_text(memory['arena_bytes'])} (without sharing: {bytes_text(memory['unshared_bytes'])}; "
-        f"one operation at a time, at most: {bytes_text(memory['unfused_peak_bytes'])})"
+        f"one operation at a time, at most: {bytes_text(memory['unfused_peak_bytes'])})" + _budget_text(memory)
+    )
+
+
+def _budget_text(memory: Report) -> str:
+    """What a memory budget has done."""
+    budget = memory.get("budget")
+    if budget is None:
+        return ""
+    text = (
+        f"; memory budget {bytes_text(budget['budget_bytes'])}, without it {bytes_text(budget['unlimited_bytes'])}: "
+        "the order of the kernels suffices"
+    )
+    if not budget["recomputed"]:
+        return text if budget["unlimited_bytes"] > budget["budget_bytes"] else text.partition(":")[0]
+    names = list(dict.fromkeys(copy["operation"] for copy in budget["recomputed"]))
+    more = budget["recomputed_operations"] / max(budget["operations"], 1)
+    return text.partition(":")[0] + (
+        f": {len(budget['recomputed'])} value(s) of {bytes_text(budget['recomputed_bytes'])} are computed again "
+        f"({', '.join(names[:MAX_RECOMPUTED])}{', ...' if len(names) > MAX_RECOMPUTED else ''}), {more:.0%} more operations"
     )
 
 

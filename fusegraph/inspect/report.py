@@ -50,7 +50,7 @@ def program_report(artifact: Artifact) -> Report:
     graph, optimised         the graph as it was traced, and as it was fused: nodes with the user's lines and with their kernels
     passes, rewrites         what the passes did, in order; which rules fired, how often
     kernels, edges           what runs, in order, with its operations, traffic and times; what goes from one kernel to another
-    memory                   every buffer: its place in the arena, first and last kernel
+    memory                   every buffer: its place in the arena, first and last kernel; what a memory budget has done
     refusals                 fusions that were refused, dearest first, by which rule
     totals, seconds          sums over kernels; time of each stage of the compilation
     """
@@ -77,7 +77,7 @@ def program_report(artifact: Artifact) -> Report:
         ],
         "kernels": kernels,
         "edges": _edges(program),
-        "memory": _memory(source, artifact.in_memory()),
+        "memory": _memory(source, artifact.in_memory()) | {"budget": _budget(artifact)},
         "refusals": [_refusal(refusal, numbers) for refusal in fusion.refusals],
         "totals": _totals(source, kernels),
         "seconds": dict(artifact.seconds),
@@ -269,6 +269,22 @@ def _memory(source: Graph, program: Program) -> Report:
             }
             for buffer in program.buffers.values()
         ],
+    }
+
+
+def _budget(artifact: Artifact) -> Report | None:
+    """What is computed again under a memory budget; None without one."""
+    fitted = artifact.fitted
+    if fitted is None:
+        return None
+    copies = sorted(fitted.copies, key=lambda node: -node.nbytes)
+    return {
+        "budget_bytes": artifact.options.memory_budget,
+        "unlimited_bytes": fitted.unlimited_bytes,
+        "recomputed_bytes": fitted.recomputed_bytes,
+        "recomputed_operations": int(fitted.recomputed_operations),
+        "operations": int(fitted.given_operations),
+        "recomputed": [{"operation": node.op, "bytes": node.nbytes, "lines": lines_of([node])} for node in copies],
     }
 
 
