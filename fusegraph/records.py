@@ -45,12 +45,10 @@ def dataclass(
 
 def replace(instance: T, /, **changes: Any) -> T:
     """As `dataclasses.replace`: a copy with some fields changed. Raises TypeError for what is not a field."""
-    values = {
-        name: getattr(instance, name)
-        for name, one in instance.__dataclass_fields__.items()  # type: ignore[attr-defined]
-        if name not in changes and one.init and one._field_type is _FIELD
-    }
-    return type(instance)(**values, **changes)
+    fields = instance.__dataclass_fields__  # type: ignore[attr-defined]
+    values = {name: getattr(instance, name) for name, one in fields.items() if one.init and one._field_type is _FIELD}
+    values.update(changes)
+    return type(instance)(**values)
 
 
 def _made(cls: type[T], frozen: bool, eq: bool, repr_: bool) -> type[T]:

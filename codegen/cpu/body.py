@@ -12,34 +12,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.codegen.cpu.nest_index import IndexWriter
 from fusegraph.codegen.cpu.nest_memory import MemoryWriter
 from fusegraph.codegen.cpu.nest_ops import COMPARISONS, PointOps
+from fusegraph.codegen.cpu.nest_products import ProductWriter
 from fusegraph.dtypes import int32, int64
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Store
-from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.scalar import Expr, load, walk
 from fusegraph.records import dataclass, field
 
 _NOT_YET = 1 << 30
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(NamedTuple):
     """The points base + offset, ..., base + offset + lanes - 1 of the vector axis; only the first `count` exist.
 
-    `base` names the loop variable, or is None where the position is known.
+    `base` names the loop variable, or is None where the position is known. A tuple, as it is part of every key.
     """
 
     base: str | None
     offset: int
     lanes: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
 @dataclass
@@ -75,13 +74,6 @@ class _Needs:
     written: frozenset[str]
 
 
-def _ends_in_product(node: Expr) -> bool:
-    """Whether the last instruction of an operation may be a multiplication, which an addition behind it could be fused with."""
-    while node.op == "neg":
-        (node,) = node.args
-    return node.op in ("mul", "div") or (node.op in PRIMITIVES and PRIMITIVES[node.op].cost == "transcendental")
-
-
 class Evaluator:
     """Writes the values of expressions into `fn`. `pointers`: the base address of each buffer."""
 
@@ -97,6 +89,7 @@ class Evaluator:
         self._needs: dict[Expr, _Needs] = {}
         self.indices = IndexWriter(self)
         self.memory = MemoryWriter(self)
+        self.products = ProductWriter(self)
 
     def ops(self, lanes: int) -> PointOps:
         """Primitive operations on vectors of `lanes` points."""
@@ -141,8 +134,9 @@ class Evaluator:
     def lookup(self, key: Any) -> str | None:
         """A value that was computed in an open scope."""
         for scope in reversed(self._scopes):
-            if key in scope.values:
-                return scope.values[key]
+            found = scope.values.get(key)
+            if found is not None:
+                return found
         return None
 
     def remember(self, key: Any, value: str) -> str:
@@ -196,10 +190,12 @@ class Evaluator:
 
     def varies(self, expr: Expr) -> bool:
         """Whether the lanes of a vector have different values of `expr`."""
-        if self.frame is None:
+        frame = self.frame
+        if frame is None:
             return False
-        needs = self.needs(expr)
-        return self.frame.axis in needs.axes or (self.frame.accumulators_vary and bool(needs.accumulators))
+        if frame.axis in expr.axes:
+            return True
+        return frame.accumulators_vary and bool(self.needs(expr).accumulators)
 
     def bound(self, axis: Axis) -> bool:
         """Whether the position of `axis` is known here."""
@@ -229,6 +225,9 @@ class Evaluator:
         """The value of `expr`: a vector for `copy` if it varies along the vector axis, else a scalar."""
         if expr.op == "const":
             return self._constant(expr, 1)
+        known = self.lookup(self._key(expr, copy))
+        if known is not None:
+            return known
         stack = [expr]
         while stack:
             node = stack[-1]
@@ -289,39 +288,17 @@ class Evaluator:
             raise CompilerError(f"accumulator {node.attribute} is read before the stage that reduces it is done")
         if node.op == "cast" and node.args[0].op == "index" and copy and self.indices.is_small(node.args[0].attribute):
             return ops.cast(self.indices.lanes(node.args[0].attribute, copy, "i32"), int32, node.dtype)
-        if node.op == "div" and self._by_reciprocal(node):
-            return self._divide(node, copy)
+        if node.op == "div" and self.products.by_reciprocal(node):
+            return self.products.divide(node, copy)
         if node.op in COMPARISONS and copy and all(map(self._is_small_index, node.args)):
             a, b = (self._small_index(arg, copy) for arg in node.args)
             return ops.compare(node.op, a, b, int32)
-        if (
-            node.op in ("add", "sub")
-            and node.dtype.kind == "f"
-            and not self.exact
-            and all(map(_ends_in_product, node.args))
-        ):
-            return self._of_products(node, copy)
+        if node.op in ("add", "sub") and self.products.is_sum_of_products(node):
+            return self.products.sum(node, copy)
         args = [self.vector(arg, copy) for arg in node.args]
         if node.op == "philox":
             return ops.philox(args[0], args[1], self.indices.low_word(node.attribute, copy))
         return ops.apply(node.op, node.dtype, args, [arg.dtype for arg in node.args])
-
-    def _of_products(self, node: Expr, copy: Copy | None) -> str:
-        """The sum or difference of two products, with one of them fused.
-
-        LLVM may fuse either, and has been seen to choose differently in two copies of one body: then a result's last bit
-        would depend on which copy, hence on how many threads there are.
-        """
-        v, (a, b) = self.ops(copy.lanes if copy else 1).of(node.dtype), node.args
-        if a.op == "mul":
-            x, y = (self.vector(arg, copy) for arg in a.args)
-            rest = self.vector(b, copy)
-            return v.fma(x, y, rest if node.op == "add" else v.neg(rest))
-        if b.op == "mul":
-            x, y = (self.vector(arg, copy) for arg in b.args)
-            return v.fma(x if node.op == "add" else v.neg(x), y, self.vector(a, copy))
-        x, y = self.vector(a, copy), self.vector(b, copy)
-        return v.fn.binary({"add": "fadd", "sub": "fsub"}[node.op], v.type, x, y, "")
 
     def _is_small_index(self, node: Expr) -> bool:
         """Whether it is an int64 position, or a constant, that 32 bits hold: half as many registers."""
@@ -333,42 +310,6 @@ class Evaluator:
         if node.op == "const":
             return self.ops(copy.lanes).element("i32").constant(node.attribute)
         return self.indices.lanes(node.attribute, copy, "i32")
-
-    # -- division by what all lanes share -----------------------------------------------------------------------------
-
-    def _by_reciprocal(self, node: Expr) -> bool:
-        """Whether a division may be a multiplication: its divisor is the same for a whole vector (not with `exact`)."""
-        return not self.exact and node.dtype.kind == "f" and self.varies(node.args[0]) and not self.varies(node.args[1])
-
-    def _divide(self, node: Expr, copy: Copy | None) -> str:
-        """(x * r) * s with r * s = 1 / divisor, s a power of two that keeps r from overflow and underflow.
-
-        One rounding more than a division (at most 1.5 units in the last place); zero, inf and NaN give what they give
-        there.
-        """
-        assert copy is not None
-        v, x = self.ops(copy.lanes).of(node.dtype), self.vector(node.args[0], copy)
-        reciprocal, scale = self._reciprocal(node.args[1], copy.lanes)
-        product = v.mul(x, reciprocal)
-        return v.mul(product, scale) if scale else product
-
-    def _reciprocal(self, divisor: Expr, lanes: int) -> tuple[str, str]:
-        """r and s in all lanes; no s where the divisor is a constant of ordinary size."""
-        v, one = self.ops(lanes).of(divisor.dtype), self.scalars.of(divisor.dtype)
-        if divisor.op == "const" and 1e-30 < abs(divisor.attribute) < 1e30:
-            return v.constant(float(divisor.dtype.type(1) / divisor.dtype.type(divisor.attribute))), ""
-        found = [self.lookup((divisor, part, lanes)) for part in ("reciprocal", "scale")]
-        if found[0] is None or found[1] is None:
-            value = self.value(divisor)
-            size = one.unary("fabs", value)
-            scale = one.select(
-                one.compare("ogt", size, one.constant(2.0**60)), one.constant(2.0**-64), one.constant(1.0)
-            )
-            scale = one.select(one.compare("olt", size, one.constant(2.0**-60)), one.constant(2.0**64), scale)
-            reciprocal = one.div(one.constant(1.0), one.mul(value, scale))
-            found = [self.remember((divisor, "reciprocal", lanes), v.broadcast(reciprocal)),
-                     self.remember((divisor, "scale", lanes), v.broadcast(scale))]  # fmt: skip
-        return str(found[0]), str(found[1])
 
     def bind_accumulator(self, acc: Expr, copy: Copy | None, value: str) -> None:
         """The value of a closed accumulator, for the rest of the point of the space."""
@@ -404,8 +345,8 @@ class Evaluator:
     def _hoist_broadcasts(self, node: Expr) -> None:
         """Operands of a vector operation that are known scalars."""
         assert self.frame is not None
-        if node.op == "div" and self._by_reciprocal(node) and self.ready(node.args[1]):
-            self._reciprocal(node.args[1], self.frame.lanes)
+        if node.op == "div" and self.products.by_reciprocal(node) and self.ready(node.args[1]):
+            self.products.reciprocal(node.args[1], self.frame.lanes)
             return
         for arg in node.args:
             if arg.op != "const" and not self.varies(arg) and self.ready(arg):
@@ -421,7 +362,7 @@ class Evaluator:
     def _reads(self, key: Any, stored: frozenset[str]) -> bool:
         first = key[0] if isinstance(key, tuple) else key
         if isinstance(first, Expr):
-            return bool(self._needs[first].written & stored) if first in self._needs else False
+            return not self.needs(first).written.isdisjoint(stored)
         if isinstance(first, Index) or first == "pointer":
             return any(self.needs(value).written & stored for value in self.indices.values_read(key))
         return False
