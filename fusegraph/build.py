@@ -258,9 +258,10 @@ def fused_program(graph: Graph, options: Options, save_memory: bool = False) -> 
 
     program, report = fuse(graph, merge=bool(options.fuse), limit=options.fuse_limit, save_memory=save_memory)
     if options.backend == "cpu" and options.fuse and not options.exact and not save_memory:
+        from fusegraph.codegen.cpu.rereads import without_rereads
         from fusegraph.codegen.cpu.winners import with_winners
 
-        program, origin = with_winners(program)
+        program, origin = with_winners(without_rereads(program))
         if origin:
             nodes = dict(report.kernels)
             report.kernels = [(loop.name, nodes[origin.get(loop.name, loop.name)]) for loop in program.loops]
