@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from fusegraph.records import dataclass
 
 NEVER = 1 << 60
-_SMALL = 256  # bytes: values that are not worth an eviction
+_SMALL = 1 << 10  # values that are so much smaller than the memory are not worth an eviction
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,12 @@ class _Run:
         best: tuple[float, str] | None = None
         for name in self.alive:
             value = self.values[name]
-            if name in pinned or name not in self.resident or value.sources is None or value.nbytes < _SMALL:
+            if (
+                name in pinned
+                or name not in self.resident
+                or value.sources is None
+                or value.nbytes < self.limit // _SMALL
+            ):
                 continue
             gain = value.nbytes - sum(
                 self.values[source].nbytes
