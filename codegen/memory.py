@@ -35,15 +35,19 @@ class MemoryPlan:
 
 
 def plan_memory(
-    program: Program, in_place: Callable[[Loop], bool] = lambda loop: True, phases: Sequence[int] = ()
+    program: Program,
+    in_place: Callable[[Loop], bool] = lambda loop: True,
+    phases: Sequence[int] = (),
+    together: Sequence[range] = (),
 ) -> MemoryPlan:
     """Places for all buffers of `program`. in_place: whether what a loop writes may take over what dies there.
 
     phases: how many barriers are before each kernel in any case. What dies in a phase is then free from the next phase on:
-    reused at once, it would take a barrier more.
+    reused at once, it would take a barrier more. together: loops that are not run one after another: what one of them touches
+    is alive during all.
     """
     externals = tuple(name for name, b in program.buffers.items() if b.role in ("input", "state", "output"))
-    spans = _spans(program)
+    spans = _spans(program, together)
     owner = _in_place_owners(program, spans, in_place, phases)
     names = [name for name in spans if owner[name] == name]
     whole = (
@@ -83,13 +87,15 @@ def _owner_spans(spans: dict[str, tuple[int, int]], owner: dict[str, str]) -> di
     return out
 
 
-def _spans(program: Program) -> dict[str, tuple[int, int]]:
+def _spans(program: Program, together: Sequence[range]) -> dict[str, tuple[int, int]]:
     """For each temp its first and last kernel."""
     spans: dict[str, tuple[int, int]] = {}
+    units = {number: unit for unit in together for number in unit}
     for number, loop in enumerate(program.loops):
+        unit = units.get(number, range(number, number + 1))
         for name in loop.reads() + loop.writes():
             if program.buffers[name].role == "temp":
-                spans[name] = (spans.get(name, (number, 0))[0], number)
+                spans[name] = (spans.get(name, (unit[0], 0))[0], unit[-1])
     return spans
 
 

@@ -93,13 +93,18 @@ def joined_axes(x: Node, first: Shape, second: Shape) -> Shape:
     return tuple(sorted((*first, *(left[axis] for axis in second))))
 
 
-# A reduction of more elements than this into fewer results than that is done in two steps (see `split_reduce`).
+# A reduction of more elements than this into fewer results than that is done in two steps (see `split_reduce`), and one of
+# so many rows of a matrix that no cache holds.
 LARGE_ELEMENTS = 1 << 16
 FEW_RESULTS = 64
+MANY_ROWS, LONG_BYTES = 1024, 8 << 20
 
 
 def is_large(x: Node, axes: Shape) -> bool:
     """Whether reducing `x` over `axes` is worth two steps, the first of which many threads can share."""
+    rows = math.prod(x.shape[axis] for axis in axes) if axes == tuple(range(len(axes))) else 0
+    if rows >= MANY_ROWS and x.size * x.dtype.itemsize >= LONG_BYTES:
+        return True
     return x.size > LARGE_ELEMENTS and math.prod(without_axes(x.shape, axes)) < FEW_RESULTS
 
 

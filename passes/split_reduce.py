@@ -2,9 +2,10 @@
 
     sum(x[n, ...])  ->  sum(sum(reshape(x, [chunks, n / chunks, ...])))
 
-for more than 2**16 elements and fewer than 64 results. The number of chunks depends on the shape alone, never on how
-many threads there are: the result is the same on any machine. What is left over when the chunks do not divide the axis
-is added at the end.
+for more than 2**16 elements and fewer than 64 results; and over the rows of matrices that no cache holds, so that these can
+be added up block by block beside something else that reads the rows (codegen/cpu/stretches.py). The number of chunks depends
+on the shape alone, never on how many threads there are: the result is the same on any machine. What is left over when the
+chunks do not divide the axis is added at the end.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ SPLIT = Rules()
 Inputs = tuple[Node, ...]
 Found = Node | Value | None
 
-# 64 chunks keep any likely number of threads busy; 256 partial results are still a trifle to add up.
+# 64 chunks keep any likely number of threads busy; 128 partial results are still a trifle to add up.
 FEWEST_CHUNKS = 64
-MOST_CHUNKS = 256
+MOST_CHUNKS = 128
 _COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.stretches import Stretch
 from fusegraph.codegen.memory import MemoryPlan, plan_memory
 from fusegraph.ir.loops import Program
 
@@ -16,20 +17,27 @@ __all__ = ["barriers_before", "place_buffers"]
 Region = tuple[str, int, int]  # where, first byte, end
 
 
-def place_buffers(program: Program, kernels: Sequence[EmittedKernel]) -> MemoryPlan:
+def place_buffers(program: Program, kernels: Sequence[EmittedKernel], stretches: Sequence[Stretch] = ()) -> MemoryPlan:
     """The memory plan of `program`: one with fewer barriers where that takes no more memory."""
-    plan = plan_memory(program)
-    needed, met = (barriers_before(program, kernels, memory) for memory in (None, plan))
+    together = [stretch.kernels() for stretch in stretches]
+    plan = plan_memory(program, together=together)
+    needed, met = (barriers_before(program, kernels, memory, stretches) for memory in (None, plan))
     if needed[-1:] == met[-1:]:
         return plan
-    apart = plan_memory(program, phases=needed)
+    apart = plan_memory(program, phases=needed, together=together)
     return apart if apart.arena_bytes <= plan.arena_bytes else plan
 
 
-def barriers_before(program: Program, kernels: Sequence[EmittedKernel], memory: MemoryPlan | None) -> list[int]:
+def barriers_before(
+    program: Program,
+    kernels: Sequence[EmittedKernel],
+    memory: MemoryPlan | None,
+    stretches: Sequence[Stretch] = (),
+) -> list[int]:
     """For each kernel, how many barriers a step has passed when it begins.
 
-    memory: temps that share bytes are in each other's way too; None: only what the kernels read and write counts.
+    memory: temps that share bytes are in each other's way too; None: only what the kernels read and write counts. stretches:
+    kernels that are run as one.
     """
     regions = _Regions(program, memory)
     # every thread checks the guarded inputs: a late one must not see new values
@@ -37,16 +45,21 @@ def barriers_before(program: Program, kernels: Sequence[EmittedKernel], memory: 
     written: dict[bool, set[Region]] = {True: set(), False: set()}  # by parallel kernels, by thread 0 alone
     read: dict[bool, set[Region]] = {True: checked, False: set()}
     counts: list[int] = []
-    for loop, kernel in zip(program.loops, kernels, strict=True):
-        reads = {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
-        writes = {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
-        others = (True, False) if kernel.parallel else (True,)
+    units = {stretch.first: stretch.kernels() for stretch in stretches}
+    while len(counts) < len(kernels):
+        unit = units.get(len(counts), range(len(counts), len(counts) + 1))
+        parallel = kernels[unit[0]].parallel
+        reads, writes = set[Region](), set[Region]()
+        for loop in (program.loops[number] for number in unit):
+            reads |= {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
+            writes |= {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
+        others = (True, False) if parallel else (True,)
         meets = any(_clash(written[kind], reads | writes) or _clash(read[kind], writes) for kind in others)
         if meets:
             written, read = {True: set(), False: set()}, {True: set(), False: set()}
-        read[kernel.parallel] |= reads
-        written[kernel.parallel] |= writes
-        counts.append((counts[-1] if counts else 0) + meets)
+        read[parallel] |= reads
+        written[parallel] |= writes
+        counts += [(counts[-1] if counts else 0) + meets] * len(unit)
     return counts
 
 

@@ -14,6 +14,20 @@ from fusegraph.records import dataclass
 
 
 @dataclass(frozen=True)
+class RowSplit:
+    """How a kernel's work is split: thread t of n does points t * points / n up to (t + 1) * points / n of the leading axes.
+
+    rows    extent of the outermost one
+    points  of all axes that are split
+    local   places of the buffers, in the kernel's list, of which part k of n of the rows touches part k of n and no more
+    """
+
+    rows: int
+    points: int
+    local: frozenset[int]
+
+
+@dataclass(frozen=True)
 class EmittedKernel:
     """A kernel that stands in a module.
 
@@ -21,12 +35,14 @@ class EmittedKernel:
     buffers        the buffers whose addresses it takes, in order
     scratch_bytes  memory that each thread must give it
     parallel       False: it is called on thread 0 only, with nt = 1
+    rows           how it is split among threads, where that is as simple as a RowSplit can say
     """
 
     name: str
     buffers: tuple[str, ...]
     scratch_bytes: int
     parallel: bool
+    rows: RowSplit | None = None
 
 
 def kernel_buffers(loop: Loop) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from fusegraph.codegen.cpu.nest_pairs import plan_pairs
 from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
 from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
+from fusegraph.codegen.cpu.nest_rows import row_split
 from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.codegen.cpu.nest_stream import streamed_buffers
@@ -58,7 +59,8 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     if evaluator.memory.streamed:
         fn.emit("fence seq_cst")  # stores past the caches are in no order with later ones
     scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
-    return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel)
+    rows = row_split(canonical, plan, program.buffers, buffers)
+    return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel, rows)
 
 
 def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:
@@ -148,7 +150,7 @@ class NestWriter:
                 self._vectors(*self._limits(first, last, unit, axis.extent))
 
     def _columns(self, low: int | str, high: int | str) -> None:
-        """This thread's part of a space that is one axis."""
+        """Columns low .. high: this thread's part of a space that is one axis, or all of a block of rows."""
         if self._strips is None:
             self._vectors(low, high)
             return
@@ -179,7 +181,7 @@ class NestWriter:
         """Loops over the rest of the space, then the vector axis or the point."""
         if not axes:
             if self._plan.axis is not None:
-                self._vectors(0, self._plan.axis.extent)
+                self._columns(0, self._plan.axis.extent)
             else:
                 with self._e.point():
                     self._stages.write_all(self._loop.stages)

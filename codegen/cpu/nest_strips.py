@@ -39,15 +39,15 @@ class Strips:
 
 
 def plan_strips(loop: Loop, plan: Plan, exact: bool) -> Strips | None:
-    """For a loop over columns alone, whose first stage reduces over many rows; None for any other."""
-    if plan.axis is None or plan.outer or exact or not loop.stages[0].reduces:
+    """For a loop over columns (of each block of rows, or alone), whose first stage reduces over rows; None for any other."""
+    if plan.axis is None or (plan.outer and plan.split_vector) or exact or not loop.stages[0].reduces:
         return None
     first, *others = loop.stages
     if first.axes or any(inner_axes(stage) for stage in others):
         return None
     if any(reduce.op.startswith("arg") or reduce.value.dtype.kind == "b" for reduce in first.reduces):
         return None
-    if not _walks_far(first, plan.axis):
+    if not _walks_far(first, plan.axis, math.prod(axis.extent for axis in plan.outer)):
         return None
     padded = -(-plan.axis.extent // plan.narrow) * plan.narrow
     offsets, end = [], 0
@@ -60,8 +60,8 @@ def plan_strips(loop: Loop, plan: Plan, exact: bool) -> Strips | None:
     return Strips(replace(plan, lanes=plan.narrow, copies=copies, chains=1), tuple(offsets), end)
 
 
-def _walks_far(stage: Stage, axis: Axis) -> bool:
-    """Whether neighbouring rows are far apart in a load that reads rows, and there are many."""
+def _walks_far(stage: Stage, axis: Axis, blocks: int) -> bool:
+    """Whether neighbouring rows are far apart in a load that reads rows, and there are many in all blocks."""
     rows = stage.reduce_axes[-1]
     count = math.prod(a.extent for a in stage.reduce_axes)
     for node in walk(stage_roots(stage)):
@@ -69,7 +69,12 @@ def _walks_far(stage: Stage, axis: Axis) -> bool:
             continue
         index, size = node.attribute.index[0], node.dtype.itemsize
         far = index.coefficient(rows) * size >= _LEAST_STEP
-        if index.coefficient(axis) == 1 and far and count * axis.extent * size >= _LEAST_BYTES and rows.extent >= _ROWS:
+        if (
+            index.coefficient(axis) == 1
+            and far
+            and blocks * count * axis.extent * size >= _LEAST_BYTES
+            and rows.extent >= _ROWS
+        ):
             return True
     return False
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-from fusegraph.codegen.cpu.barriers import barriers_before, place_buffers
+from fusegraph.codegen.cpu.barriers import place_buffers
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
 from fusegraph.codegen.cpu.halos import Halo, with_halos
@@ -23,7 +23,9 @@ from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.scatter import emit_scatter
-from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
+from fusegraph.codegen.cpu.step_calls import call_kernels
+from fusegraph.codegen.cpu.step_clock import StepClock
+from fusegraph.codegen.cpu.stretches import Stretch, find_stretches
 from fusegraph.codegen.cpu.winners_kernels import emit_winners
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan
 from fusegraph.ir.loops import Guard, Loop, Program
@@ -37,6 +39,7 @@ class StepCode:
     """A program's IR and what its caller must provide.
 
     program: as it lies in memory (see `in_memory`). barriers: how many a step passes.
+    stretches: kernels that are run together (see stretches.py).
     module, runtime: its functions; the text of further ones, that they call.
     """
 
@@ -47,6 +50,7 @@ class StepCode:
     workspace_bytes: int
     barriers: int
     kernels: tuple[EmittedKernel, ...]
+    stretches: tuple[Stretch, ...] = ()
 
     @cached_property
     def text(self) -> str:
@@ -79,22 +83,35 @@ def emit_step(
     """The whole program. `barrier_text` defines @fg_barrier.
 
     data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
-    clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py).
+    clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py), and runs
+    kernels one after another, none block by block (see stretches.py).
     take: is given the IR part by part, as it is written: modules that make up the step when they are linked.
     """
     module = Module(vector_bits=vector_bits)
     program, halos = in_memory(program, vector_bits, exact)
     parts = None if take is None else ModuleParts(module, take)
     kernels = _emit_kernels(module, program, halos, vector_bits, exact, parts)
-    memory = place_buffers(program, kernels)
+    stretches = find_stretches(program, kernels) if clock is None else ()
+    memory, stretches = _placed(program, kernels, stretches)
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
-    barriers = _emit_driver(module, program, memory, kernels, guards, workspace, data_field, clock)
+    barriers = _emit_driver(module, program, memory, kernels, stretches, guards, workspace, data_field, clock)
     module.merge_equal()
     if parts is not None:
         parts.finish(barrier_text + "\n")
-    return StepCode(program, module, barrier_text, memory, workspace, barriers, kernels)
+    return StepCode(program, module, barrier_text, memory, workspace, barriers, kernels, stretches)
+
+
+def _placed(
+    program: Program, kernels: Sequence[EmittedKernel], stretches: tuple[Stretch, ...]
+) -> tuple[MemoryPlan, tuple[Stretch, ...]]:
+    """Places for all buffers; without stretches where these would need a larger arena."""
+    alone = place_buffers(program, kernels)
+    if not stretches:
+        return alone, ()
+    together = place_buffers(program, kernels, stretches)
+    return (together, stretches) if together.arena_bytes <= alone.arena_bytes else (alone, ())
 
 
 def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program, dict[str, list[Halo]]]:
@@ -148,7 +165,7 @@ def _with_zeros(module: Module, kernel: EmittedKernel, zeros: Sequence[EmittedKe
         places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
         fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt")])
     scratch = max(part.scratch_bytes for part in (kernel, *zeros))
-    return replace(kernel, name=name, scratch_bytes=scratch)
+    return replace(kernel, name=name, scratch_bytes=scratch, rows=None)
 
 
 def _emit_driver(
@@ -156,6 +173,7 @@ def _emit_driver(
     program: Program,
     memory: MemoryPlan,
     kernels: tuple[EmittedKernel, ...],
+    stretches: Sequence[Stretch],
     guards: list[str],
     workspace: int,
     data_field: int | None,
@@ -178,7 +196,7 @@ def _emit_driver(
     stamps = None
     if clock is not None:
         stamps = StepClock(fn, clock, TABLE_FIRST + len(memory.externals), len(kernels))
-    barriers = _call_kernels(fn, program, memory, kernels, address, scratch, stamps)
+    barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
     fn.ret()
     return barriers
 
@@ -189,39 +207,6 @@ def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int) -> No
         fn.store("i64", number + 1, fn.gep("%table", TABLE_ERROR, "i64"))
         fn.ret()
         fn.label(fn.fresh_label("unreachable"))
-
-
-def _call_kernels(
-    fn: FunctionBuilder,
-    program: Program,
-    memory: MemoryPlan,
-    kernels: tuple[EmittedKernel, ...],
-    address: dict[str, str],
-    scratch: str,
-    stamps: StepClock | None = None,
-) -> int:
-    """Calls in order, with the barriers between them; gives how many there are."""
-    met = 0
-    counts = barriers_before(program, kernels, memory)
-    for number, (loop, kernel, count) in enumerate(zip(program.loops, kernels, counts, strict=True)):
-        if stamps is not None:
-            stamps.note(number, ARRIVED)
-        if count > met:
-            fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
-        met = count
-        arguments = ", ".join(f"ptr {address[name]}" for name in kernel.buffers)
-        arguments = f"{arguments}, ptr {scratch}" if arguments else f"ptr {scratch}"
-        if stamps is not None:
-            stamps.note(number, BEGUN)
-        fn.comment(loop.name)
-        if kernel.parallel:
-            fn.emit(f"call void @{kernel.name}({arguments}, i64 %tid, i64 %nt)")
-        else:
-            with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
-                fn.emit(f"call void @{kernel.name}({arguments}, i64 0, i64 1)")
-        if stamps is not None:
-            stamps.note(number, ENDED)
-    return met
 
 
 _LLVM_INTEGER = {"int64": "i64", "int32": "i32", "uint32": "i32", "uint8": "i8"}

@@ -1,0 +1,81 @@
+"""The calls of a step's kernels, and the barriers between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fusegraph.codegen.cpu.barriers import barriers_before
+from fusegraph.codegen.cpu.irtext import FunctionBuilder
+from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.nest import thread_share
+from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
+from fusegraph.codegen.cpu.stretches import Stretch
+from fusegraph.codegen.memory import MemoryPlan
+from fusegraph.ir.loops import Program
+
+
+def call_kernels(
+    fn: FunctionBuilder,
+    program: Program,
+    memory: MemoryPlan,
+    kernels: Sequence[EmittedKernel],
+    stretches: Sequence[Stretch],
+    address: Mapping[str, str],
+    scratch: str,
+    stamps: StepClock | None = None,
+) -> int:
+    """Calls in order, with the barriers between them; gives how many there are."""
+    calls = [_Call(kernel, address, scratch) for kernel in kernels]
+    whole = {stretch.first: stretch for stretch in stretches}
+    rest = {number for stretch in stretches for number in stretch.kernels()[1:]}
+    met = 0
+    counts = barriers_before(program, kernels, memory, stretches)
+    for number, (loop, kernel, count) in enumerate(zip(program.loops, kernels, counts, strict=True)):
+        if number in rest:
+            continue
+        if stamps is not None:
+            stamps.note(number, ARRIVED)
+        if count > met:
+            fn.emit("call void @fg_barrier(ptr %ctl, i64 %nt)")
+        met = count
+        if stamps is not None:
+            stamps.note(number, BEGUN)
+        if stretch := whole.get(number):
+            _in_blocks(fn, stretch, [program.loops[n].name for n in stretch.kernels()], calls)
+        else:
+            fn.comment(loop.name)
+            calls[number].write_whole(fn, kernel.parallel)
+        if stamps is not None:
+            stamps.note(number, ENDED)
+    return met
+
+
+class _Call:
+    """A call of a kernel, but for which part of the work it is to do."""
+
+    def __init__(self, kernel: EmittedKernel, address: Mapping[str, str], scratch: str) -> None:
+        pointers = [*(address[name] for name in kernel.buffers), scratch]
+        self._text = f"call void @{kernel.name}({', '.join(f'ptr {pointer}' for pointer in pointers)}"
+
+    def write_whole(self, fn: FunctionBuilder, parallel: bool) -> None:
+        """This thread's part, or all of it by thread 0."""
+        if parallel:
+            self.write(fn, "%tid", "%nt")
+        else:
+            with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
+                self.write(fn, 0, 1)
+
+    def write(self, fn: FunctionBuilder, part: str | int, parts: str | int) -> None:
+        """The part that thread `part` of `parts` would do."""
+        fn.emit(f"{self._text}, i64 {part}, i64 {parts})")
+
+
+def _in_blocks(fn: FunctionBuilder, stretch: Stretch, names: Sequence[str], calls: Sequence[_Call]) -> None:
+    """Block by block of this thread's share, all kernels of the stretch."""
+    for name in names:
+        fn.comment(name)
+    fn.comment(f"together, for each of {stretch.blocks} blocks of rows")
+    low, high = thread_share(fn, stretch.blocks, parallel=True)
+    with fn.loop(low, high) as loop:
+        for number in stretch.kernels():
+            calls[number].write(fn, loop.index, stretch.blocks)
