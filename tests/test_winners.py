@@ -19,14 +19,16 @@ CASES: dict[str, dict[str, Any]] = {
     "one row of taps": {"kernel": (1, 7), "channels": 64, "image": 16, "padding": (0, 3)},
     "windows of 2 x 3": {"image": 16, "pool": (2, 3), "kernel": (5, 5)},
     "two images": {"images": 2},
+    "many maps": {"maps": 40, "padding": 1},
+    "many maps, rows that fill no vector": {"maps": 60, "channels": 21, "kernel": (4, 2), "pool": (2, 4), "image": 13},
 }
 
 
 def _arrays(
-    dtype: str, images: int = 9, channels: int = 32, image: int = 12, kernel: tuple[int, int] = (5, 5)
+    dtype: str, images: int = 9, channels: int = 32, image: int = 12, kernel: tuple[int, int] = (5, 5), maps: int = 6
 ) -> list[Any]:
     rng = np.random.default_rng(0)
-    shapes = [(images, 3, image, image), (channels, 3, 3, 3), (6, channels, *kernel), (6,)]
+    shapes = [(images, 3, image, image), (channels, 3, 3, 3), (maps, channels, *kernel), (maps,)]
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
@@ -51,7 +53,7 @@ def _gradients(value: Any, arrays: list[Any], **options: Any) -> tuple[list[np.n
 
 
 def _split(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    shapes = {key: case[key] for key in ("images", "channels", "image", "kernel") if key in case}
+    shapes = {key: case[key] for key in ("images", "channels", "image", "kernel", "maps") if key in case}
     return shapes, {key: value for key, value in case.items() if key not in shapes}
 
 
@@ -81,7 +83,7 @@ def test_both_gradients_run_over_winners_where_that_pays() -> None:
         assert not any(loop.endswith("_winners") for loop in loops)
 
 
-@pytest.mark.parametrize("name", ["plain", "padded", "one row of taps"])
+@pytest.mark.parametrize("name", ["plain", "padded", "one row of taps", "many maps"])
 def test_results_do_not_depend_on_the_number_of_threads(name: str) -> None:
     shapes, options = _split(CASES[name])
     arrays, before, found = _arrays("float32", **shapes), fg.get_num_threads(), []

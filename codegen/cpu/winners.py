@@ -242,24 +242,24 @@ class _Rewriting:
         return name
 
     def _values(self, gradients: Sequence[_Gradient]) -> Loop:
-        """Stores the value of each winner, and where it is: an element's number in an image with its channels innermost."""
+        """Stores the value of each winner, and where it is: a pixel's number in the padded image."""
         found = self._found
         n, o, p, q = found.axes
         shape = [axis.extent for axis in (o, n, p, q)]
         index = tuple(map(Index.of, (o, n, p, q)))
         stores = [Store(self._buffer(f"{found.buffer}_values", shape), index, found.value)]
         for gradient in gradients:
-            key = (gradient.node.params["stride"], gradient.padded[1], gradient.channels)
+            key = (gradient.node.params["stride"], gradient.padded[1])
             if key not in self._places:
                 self._places[key] = name = self._buffer(f"{found.buffer}_places{len(self._places)}", shape, "place")
                 stores.append(Store(name, index, self._place(gradient)))
         return Loop(f"{self._writer.name}_winners", (o, n, p, q), (Stage(stores=tuple(stores)),))
 
     def _place(self, gradient: _Gradient) -> Expr:
-        """The number of the first element that a winner's window of the convolution touches."""
+        """The number of the first pixel that a winner's window of the convolution touches."""
         (_, _, p, q), (height, width) = self._found.axes, self._found.window
         down, right = gradient.node.params["stride"]
-        down, right = down * gradient.padded[1] * gradient.channels, right * gradient.channels
+        down *= gradient.padded[1]
         first = Index.of(p) * (height * down) + Index.of(q) * (width * right)
         inside = [row * down + column * right for row in range(height) for column in range(width)]
         offset = const(inside[0], int32)
@@ -281,14 +281,13 @@ class _Rewriting:
             Axis(f"{name}_{letter}", self._found.axes[k].extent) for letter, k in zip("onpq", (1, 0, 2, 3), strict=True)
         )
         index = tuple(map(Index.of, (o, n, p, q)))
-        key = (gradient.node.params["stride"], gradient.padded[1], gradient.channels)
+        key = (gradient.node.params["stride"], gradient.padded[1])
         place = load(self._places[key], index, int32)
         (down, right), (rows, columns) = gradient.node.params["dilation"], gradient.padded
         i, j = gradient.kernel
-        last = ((i - 1) * down * columns + (j - 1) * right + 1) * gradient.channels
-        extent = rows * columns * gradient.channels - last + 1
+        extent = rows * columns - (i - 1) * down * columns - (j - 1) * right
         value = load(f"{self._found.buffer}_values", index, self._dtype)
-        return (o, n, p, q), value, Index(0, ((Indirect(place, extent), 1),))
+        return (o, n, p, q), value, Index(0, ((Indirect(place, extent), gradient.channels),))
 
     def _weight_gradient(self, gradient: _Gradient) -> tuple[list[Loop], list[Loop]]:
         name, channels = gradient.loop.name, gradient.channels

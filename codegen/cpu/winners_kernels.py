@@ -5,6 +5,7 @@
 
 The values of the windows w of an image that are not zero are put side by side first, with their places. A row of the sums lies
 in registers, in pieces if it is long, while they go by. Images are the outer loop: each stays in the first-level cache.
+Where many winners share a place, those of an image are sorted by it, and a row of the image lies in registers in its turn.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from fusegraph.ir.scalar import Load
 __all__ = ["emit_winners"]
 
 _PIECE = 12  # vectors of a row in registers; with one more for the value and one for a product 16 are enough
+_LEAST_GROUP = 3  # winners of one place, on average: fewer do not pay for being sorted
+_MOST_SORTED = 1 << 15  # winners of an image: their list stays in the second-level cache
 _GROUP = 10  # vectors of the image that are loaded before the first of them is stored
 _PARALLEL_PRODUCTS = 32_768
 
@@ -35,7 +38,7 @@ class _Product:
     """Such a loop, read.
 
     value, place   flat indices of a winner's value and place, by buffer
-    extent         places are below it
+    pixels, pitch  places are below the first, and elements of the image so far apart
     image, dense   flat indices of the image's element (but for the place) and of the sums or weights
     maps, images   axes; `windows` those of the windows of an image
     taps           outer axes of the window's elements; `row` elements lie side by side in image and sums
@@ -43,7 +46,8 @@ class _Product:
 
     value: tuple[str, Index]
     place: tuple[str, Index]
-    extent: int
+    pixels: int
+    pitch: int
     image: tuple[str, Index]
     dense: tuple[str, Index]
     maps: Axis
@@ -92,7 +96,7 @@ def _read(
     stored, gathers = flat(store.buffer, store.index), loop.schedule == "nest"
     image, dense = (other, stored) if gathers else (stored, other)
     indirect = [(atom, factor) for atom, factor in image[1].terms if isinstance(atom, Indirect)]
-    if len(indirect) != 1 or indirect[0][1] != 1 or indirect[0][0].value.op != "load":
+    if len(indirect) != 1 or indirect[0][1] < 1 or indirect[0][0].value.op != "load":
         return None
     rest = Index(image[1].constant, tuple(term for term in image[1].terms if term[0] is not indirect[0][0]))
     place_load: Load = indirect[0][0].value.attribute
@@ -109,8 +113,10 @@ def _read(
     lanes = 32 // program.buffers[value[0]].dtype.itemsize
     if row < lanes:
         return None
-    extent = indirect[0][0].extent
-    return _Product(value, place, extent, (image[0], rest), dense, maps, images, count, tuple(outer), row, gathers)
+    pixels, pitch = indirect[0][0].extent, indirect[0][1]
+    return _Product(
+        value, place, pixels, pitch, (image[0], rest), dense, maps, images, count, tuple(outer), row, gathers
+    )
 
 
 def _in_order(index: Index, axes: Sequence[Axis]) -> bool:
@@ -135,16 +141,22 @@ class _Emitter:
     def emit(self) -> EmittedKernel:
         describe(self.fn, self.loop, self.program)
         found = self.found
-        room = -(-(found.windows + 1) * element_bytes(self.element) // 64) * 64
-        self.values, self.places = "%scratch", self.fn.gep("%scratch", room, "i8")
+        winners = found.maps.extent * found.windows
+        grouped = not found.gathers and _LEAST_GROUP * found.pixels <= winners <= _MOST_SORTED
+        self.slots = found.windows * (found.maps.extent if grouped else 1)
+        sizes = [
+            (self.slots + 1) * element_bytes(self.element),
+            (self.slots + 1) * 8,
+            found.pixels * 8 if grouped else 0,
+        ]
+        offsets = [sum(-(-size // 64) * 64 for size in sizes[:place]) for place in range(4)]
+        self.values, self.places, self.ends = (self.fn.gep("%scratch", offset, "i8") for offset in offsets[:3])
         if found.gathers:
             self._gathered()
         else:
-            self._scattered()
-        winners = found.maps.extent * found.images.extent * found.windows
-        products = winners * found.row * math.prod(axis.extent for axis in found.taps)
-        scratch = room + 8 * (found.windows + 1)
-        return EmittedKernel(self.loop.name, self.buffers, scratch, products >= _PARALLEL_PRODUCTS)
+            self._scattered(grouped)
+        products = found.images.extent * winners * found.row * math.prod(axis.extent for axis in found.taps)
+        return EmittedKernel(self.loop.name, self.buffers, offsets[3], products >= _PARALLEL_PRODUCTS)
 
     def _gathered(self) -> None:
         """Threads share the rows of the sums; each goes through all images."""
@@ -164,35 +176,101 @@ class _Emitter:
     def _compacted(self, place: Mapping[Axis, str]) -> str:
         """Values and places of the winners of one image that are not zero, side by side in scratch; gives how many."""
         fn, found = self.fn, self.found
-        values, places = self._pointer(found.value, place), self._pointer(found.place, place)
-        element = memory_element(self.program.buffers[found.place[0]].dtype)
         with fn.loop(0, found.windows, carried=[("i64", "0")]) as window:
             (count,) = window.phis
-            value = fn.load(self.element, fn.gep(values, window.index, self.element))
-            number = fn.load(element, fn.gep(places, window.index, element))
+            value, pixel, kept = self._winner(place, window.index)
             fn.store(self.element, value, fn.gep(self.values, count, self.element))
-            wide = number if element == "i64" else fn.cast("sext", element, number, "i64")
-            inside = fn.max_i64(fn.min_i64(wide, str(found.extent - 1)), "0")
-            fn.store("i64", inside, fn.gep(self.places, count, "i64"))
-            kept = fn.compare("une", self.element, value, "0.0")
+            fn.store("i64", fn.affine([(found.pitch, pixel)]), fn.gep(self.places, count, "i64"))
             window.next(fn.binary("add", "i64", count, fn.cast("zext", "i1", kept, "i64")))
         return window.results[0]
 
-    def _scattered(self) -> None:
+    def _winner(self, place: Mapping[Axis, str], window: str) -> tuple[str, str, str]:
+        """A winner's value, its place, and whether it is not zero."""
+        fn, found = self.fn, self.found
+        element = memory_element(self.program.buffers[found.place[0]].dtype)
+        value = fn.load(self.element, fn.gep(self._pointer(found.value, place), window, self.element))
+        number = fn.load(element, fn.gep(self._pointer(found.place, place), window, element))
+        wide = number if element == "i64" else fn.cast("sext", element, number, "i64")
+        pixel = fn.max_i64(fn.min_i64(wide, str(found.pixels - 1)), "0")
+        return value, pixel, fn.compare("une", self.element, value, "0.0")
+
+    def _scattered(self, grouped: bool) -> None:
         """Threads share the images."""
         fn, found = self.fn, self.found
         low, high = thread_range(fn, found.images.extent)
-        with fn.loop(low, high) as image, fn.loop(0, found.maps.extent) as map_:
-            place = {found.images: image.index, found.maps: map_.index}
-            self._spread(place)
+        with fn.loop(low, high) as image:
+            place = {found.images: image.index}
+            if grouped:
+                self._sort(place)
+                with fn.loop(0, math.prod(axis.extent for axis in found.taps)) as row:
+                    self._pieces({**place, **decode(fn, row.index, found.taps)}, None)
+                return
+            with fn.loop(0, found.maps.extent) as map_:
+                self._spread({**place, found.maps: map_.index})
 
-    def _pieces(self, place: Mapping[Axis, str], count: str) -> None:
-        """Add the products of one image to a row of the sums, piece by piece."""
+    def _sort(self, place: Mapping[Axis, str]) -> None:
+        """The winners of an image by place: values and offsets of weights in scratch; `ends`: where those of a place end."""
+        fn, found = self.fn, self.found
+        with fn.loop(0, found.pixels) as pixel:
+            fn.store("i64", 0, fn.gep(self.ends, pixel.index, "i64"))
+        with fn.loop(0, found.maps.extent) as map_, fn.loop(0, found.windows) as window:
+            _, at, kept = self._winner({**place, found.maps: map_.index}, window.index)
+            end = fn.gep(self.ends, at, "i64")
+            fn.store("i64", fn.binary("add", "i64", fn.load("i64", end), fn.cast("zext", "i1", kept, "i64")), end)
+        with fn.loop(0, found.pixels, carried=[("i64", "0")]) as pixel:
+            end = fn.gep(self.ends, pixel.index, "i64")
+            total = fn.binary("add", "i64", pixel.phis[0], fn.load("i64", end))
+            fn.store("i64", pixel.phis[0], end)
+            pixel.next(total)
+        step = found.dense[1].coefficient(found.maps)
+        with fn.loop(0, found.maps.extent) as map_, fn.loop(0, found.windows) as window:
+            value, at, kept = self._winner({**place, found.maps: map_.index}, window.index)
+            end = fn.gep(self.ends, at, "i64")
+            number = fn.load("i64", end)
+            slot = fn.select(kept, "i64", number, str(self.slots))  # the last one takes what is left out
+            fn.store(self.element, value, fn.gep(self.values, slot, self.element))
+            fn.store("i64", fn.affine([(step, map_.index)]), fn.gep(self.places, slot, "i64"))
+            fn.store("i64", fn.binary("add", "i64", number, fn.cast("zext", "i1", kept, "i64")), end)
+
+    def _pieces(self, place: Mapping[Axis, str], count: str | None) -> None:
+        """The products of one image with a row, piece by piece. `count`: of the winners (None: they are sorted)."""
         vectors = -(-self.found.row // self.lanes)
         size = -(-vectors // -(-vectors // _PIECE))
         for first in range(0, vectors, size):
             lanes = [min(self.lanes, self.found.row - v * self.lanes) for v in range(first, min(first + size, vectors))]
-            self._sum(place, first * self.lanes, lanes, count)
+            if count is None:
+                self._add_groups(place, first * self.lanes, lanes)
+            else:
+                self._sum(place, first * self.lanes, lanes, count)
+
+    def _add_groups(self, place: Mapping[Axis, str], first: int, lanes: list[int]) -> None:
+        """Add what the winners of a place give, place after place."""
+        fn, found = self.fn, self.found
+        image, weights = self._pointer(found.image, place, first), self._pointer(found.dense, place, first)
+        with fn.loop(0, found.pixels, carried=[("i64", "0")]) as pixel:
+            (start,) = pixel.phis
+            end = fn.load("i64", fn.gep(self.ends, pixel.index, "i64"))
+            with fn.if_(fn.compare("slt", "i64", start, end)):
+                sums = fn.gep(image, fn.affine([(found.pitch, pixel.index)]), self.element)
+                self._add_products(sums, self._read(sums, lanes), weights, lanes, (start, end))
+            pixel.next(end)
+
+    def _add_products(
+        self, sums: str, old: Sequence[str], source: str, lanes: Sequence[int], winners: tuple[str, str]
+    ) -> None:
+        """sums = old + values * rows, over some winners in scratch; their rows lie at their places from `source` on."""
+        fn, ops = self.fn, self.ops
+        with fn.loop(*winners, carried=[(ops.type, total) for total in old]) as one:
+            factor = ops.load_scalar_broadcast(fn.gep(self.values, one.index, self.element))
+            row = fn.gep(source, fn.load("i64", fn.gep(self.places, one.index, "i64")), self.element)
+            one.next(*(ops.fma(factor, x, total) for x, total in zip(self._read(row, lanes), one.phis, strict=True)))
+        for number, (total, count) in enumerate(zip(one.results, lanes, strict=True)):
+            ops.store_first(total, fn.gep(sums, number * self.lanes, self.element), count)
+
+    def _read(self, base: str, lanes: Sequence[int]) -> list[str]:
+        """Vectors side by side."""
+        places = (self.fn.gep(base, number * self.lanes, self.element) for number in range(len(lanes)))
+        return [self.ops.load_first(at, count) for at, count in zip(places, lanes, strict=True)]
 
     def _pointer(self, part: tuple[str, Index], place: Mapping[Axis, str], offset: int = 0) -> str:
         buffer, index = part
@@ -201,23 +279,13 @@ class _Emitter:
         base = self.fn.gep(f"%p{self.buffers.index(buffer)}", self.fn.affine(terms, index.constant), element)
         return self.fn.gep(base, offset, element)
 
-    def _vectors(self, base: str, count: int) -> list[str]:
-        return [self.fn.gep(base, number * self.lanes, self.element) for number in range(count)]
-
     def _sum(self, place: Mapping[Axis, str], first: int, lanes: list[int], count: str) -> None:
+        """Add the products of one image's winners to a row of the sums, which start from zero."""
         fn, ops, found = self.fn, self.ops, self.found
         image, sums = self._pointer(found.image, place, first), self._pointer(found.dense, place, first)
-        places = self._vectors(sums, len(lanes))
-        old = [ops.load_first(at, n) for at, n in zip(places, lanes, strict=True)]
         fresh = fn.compare("eq", "i64", place[found.images], 0)
-        old = [fn.select(fresh, ops.type, ops.constant(0), x) for x in old]
-        with fn.loop(0, count, carried=[(ops.type, total) for total in old]) as window:
-            factor = ops.load_scalar_broadcast(fn.gep(self.values, window.index, self.element))
-            row = fn.gep(image, fn.load("i64", fn.gep(self.places, window.index, "i64")), self.element)
-            read = [ops.load_first(at, n) for at, n in zip(self._vectors(row, len(lanes)), lanes, strict=True)]
-            window.next(*(ops.fma(factor, x, total) for x, total in zip(read, window.phis, strict=True)))
-        for at, total, n in zip(places, window.results, lanes, strict=True):
-            ops.store_first(total, at, n)
+        old = [fn.select(fresh, ops.type, ops.constant(0), x) for x in self._read(sums, lanes)]
+        self._add_products(sums, old, image, lanes, ("0", count))
 
     def _spread(self, place: Mapping[Axis, str]) -> None:
         fn, found = self.fn, self.found
