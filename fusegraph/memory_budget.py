@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusegraph.errors import MemoryBudgetError, OptionError
@@ -59,21 +60,34 @@ def split_within(joint: JointGraph, default: Split, options: Options) -> tuple[S
         split = joint.split(joint.keeping(chosen), again=True)
         if split.saved != splits[-1].saved:
             splits.append(split)
-    best: tuple[int, Split, Fitted, Fitted] | None = None
-    for split in [s for s in splits if s.saved_bytes < options.memory_budget] or splits[-1:]:
-        forward, backward, budgets = _arenas(split, options)
-        total = split.saved_bytes + forward.arena_bytes + backward.arena_bytes
-        if total <= options.memory_budget:
-            return split, budgets
-        best = min(best or (total, split, forward, backward), (total, split, forward, backward), key=lambda b: b[0])
-    assert best is not None
-    raise MemoryBudgetError(_refusal_of_split(joint.graph.name, options.memory_budget, *best))
+    for split in (split for split in splits if split.saved_bytes < options.memory_budget):
+        found = _arenas(split, options)
+        if found.total_bytes <= options.memory_budget:
+            return split, found.budgets
+    raise MemoryBudgetError(
+        _refusal_of_split(joint.graph.name, options.memory_budget, _arenas(splits[-1], options, thorough=True))
+    )
 
 
-def _arenas(split: Split, options: Options) -> tuple[Fitted, Fitted, tuple[int, int]]:
-    """The forward and the backward program, with arenas that fit into what the kept values leave, or small ones; their budgets.
+@dataclass(frozen=True)
+class _Arenas:
+    """A split with its two programs, and the budgets under which they were found."""
 
-    `build` finds the same programs under those budgets: the search depends on nothing else.
+    split: Split
+    forward: Fitted
+    backward: Fitted
+    budgets: tuple[int, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """What is kept, and both arenas."""
+        return self.split.saved_bytes + self.forward.arena_bytes + self.backward.arena_bytes
+
+
+def _arenas(split: Split, options: Options, thorough: bool = False) -> _Arenas:
+    """The forward and the backward program, with arenas that fit into what the kept values leave, or small ones.
+
+    `build` finds the same programs under the same budgets: the search depends on nothing else.
     """
     from fusegraph.build import optimised
 
@@ -81,26 +95,27 @@ def _arenas(split: Split, options: Options) -> tuple[Fitted, Fitted, tuple[int, 
     forward, backward = (optimised(graph, options)[0] for graph in (split.forward, split.backward))
     whole = options.memory_budget - split.saved_bytes
     room = max(whole, 1)
-    first = _closest(forward, room, options)
+    first = _closest(forward, room, options, thorough)
     left = max(whole - first.arena_bytes, 1)
-    second = _closest(backward, left, options)
+    second = _closest(backward, left, options, thorough)
     if first.arena_bytes + second.arena_bytes > whole:
         room = max(whole - second.arena_bytes, 1)
-        first = _closest(forward, room, options)
-    return first, second, (room, left)
+        first = _closest(forward, room, options, thorough)
+    return _Arenas(split, first, second, (room, left))
 
 
-def _closest(graph: Graph, room: int, options: Options) -> Fitted:
+def _closest(graph: Graph, room: int, options: Options, thorough: bool) -> Fitted:
     """The program under a budget of `room` bytes; if there is none, that with the smallest arena."""
     from fusegraph.passes.budget import DoesNotFit, within_budget
 
     try:
-        return within_budget(graph, room, lambda g, save: planned(g, options, save))
+        return within_budget(graph, room, lambda g, save: planned(g, options, save), thorough)
     except DoesNotFit as failure:
         return failure.best
 
 
-def _refusal_of_split(name: str, budget: int, total: int, split: Split, forward: Fitted, backward: Fitted) -> str:
+def _refusal_of_split(name: str, budget: int, found: _Arenas) -> str:
+    forward, backward, split, total = found.forward, found.backward, found.split, found.total_bytes
     largest = max((forward, backward), key=lambda fitted: fitted.arena_bytes)
     kernel, alive = at_the_peak(largest.fused)
     kept = sorted(((node.nbytes, text_of(node, "")) for node in split.saved), key=lambda item: -item[0])

@@ -72,10 +72,11 @@ class DoesNotFit(Exception):
         self.best = best
 
 
-def within_budget(graph: Graph, budget: int, plan: Plan) -> Fitted:
+def within_budget(graph: Graph, budget: int, plan: Plan, thorough: bool = True) -> Fitted:
     """`graph` with a program whose arena has at most `budget` bytes.
 
     plan: fuses a graph (True: with the kernels in an order that keeps little alive), and lays its program out in memory.
+    thorough: where there is no hope, find out how small the arena can be.
     Raises DoesNotFit.
     """
     best = Fitted(graph, (plain := plan(graph, False)), plain.plan.arena_bytes)
@@ -86,7 +87,7 @@ def within_budget(graph: Graph, budget: int, plan: Plan) -> Fitted:
         best = _smaller(best, start)
         if best.arena_bytes <= budget:
             break
-        start, before = _recomputing(start, budget, plan), start
+        start, before = _recomputing(start, budget, plan, thorough), start
         if start.arena_bytes > _ENOUGH * before.arena_bytes:
             break
     best = _smaller(best, start)
@@ -99,15 +100,16 @@ def _smaller(a: Fitted, b: Fitted) -> Fitted:
     return b if b.arena_bytes < a.arena_bytes else a
 
 
-def _recomputing(start: Fitted, budget: int, plan: Plan) -> Fitted:
+def _recomputing(start: Fitted, budget: int, plan: Plan, thorough: bool) -> Fitted:
     """The program that computes least again and fits; if there is none, the one with the smallest arena."""
     search = _Search(start, plan)
     wanted = budget * search.unlimited // max(start.arena_bytes, 1)  # a kernel may take over its operands' memory
     least = search.least()
     limit = max(wanted, least)
     best, too_much = start, search.unlimited
-    if least > wanted * _HOPELESS:  # how little there is no way around, for the message
-        return min((search.within(least * part // 10) for part in (10, 12, 14)), key=lambda found: found.arena_bytes)
+    if least > wanted * _HOPELESS:
+        tried = [search.within(least * part // 10) for part in (10, 12, 14)] if thorough else [start]
+        return min(tried, key=lambda found: found.arena_bytes)
     for _ in range(MAX_FUSIONS):
         found = search.within(limit)
         best = _smaller(best, found)

@@ -92,10 +92,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Arrays]] = {
     "mlp of 12 layers": (lambda: Deep(12, 64), rows(64, 64)),
     "chain with dropout": (lambda: Deep(8, 64, 0.3), rows(64, 64)),
     "lenet": (lenet, images(16)),
-    "transformer": (lambda: nn.Sequential(Block(32, 2), Block(32, 2)), words(4, 16, 32)),
+    "transformer": (lambda: Block(32, 2), words(4, 16, 32)),
 }
 # what of the arena without a budget each can do with
-REACHED = {"mlp of 12 layers": 0.25, "chain with dropout": 0.3, "lenet": 0.85, "transformer": 0.45}
+REACHED = {"mlp of 12 layers": 0.25, "chain with dropout": 0.3, "lenet": 0.85, "transformer": 0.55}
 
 
 def training_step(name: str, **options: Any) -> tuple[Any, nn.Module, Arrays]:
@@ -253,7 +253,7 @@ def gradients_of(name: str, **options: Any) -> tuple[Any, list[Any], int]:
 @pytest.mark.parametrize("name", ["mlp of 12 layers", "chain with dropout", "transformer"])
 def test_what_is_kept_for_the_backward_program_counts(name: str) -> None:
     _, wanted, whole = gradients_of(name)
-    for share in (0.7, 0.45):
+    for share in (0.75, 0.5):
         fast, got, total = gradients_of(name, memory_budget=int(share * whole))
         assert total <= share * whole
         for a, b in zip(got, wanted, strict=True):
