@@ -240,7 +240,7 @@ class _Emitter:
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
         steps, panel_step = [], vectors * self.plan.lanes
-        limits = {limit.tap: limit for limit in self.plan.limits}
+        limits = {limit.tap: limit for limit in (*self.plan.limits, *self.plan.bands)}
         for axis in reversed(self.plan.sums):
             advance = panel_step if self.packer else wide.stride(axis)
             steps.append(Step(axis.extent, narrow.stride(axis), advance, limits.get(axis)))

@@ -40,7 +40,7 @@ class TapLimit:
         ]
         return sum(counts) / (len(counts) * self.tap.extent)
 
-    def bounds(self, fn: FunctionBuilder, coordinates: Mapping[Axis, str]) -> tuple[str, str]:
+    def bounds(self, fn: FunctionBuilder, coordinates: Mapping[Axis, str], rows: int, columns: int) -> tuple[str, str]:
         """First and one past the last tap that counts at a pixel."""
         terms = [(factor, coordinates[atom]) for atom, factor in self.place.terms if isinstance(atom, Axis)]
         first = fn.max_i64("0", fn.affine(terms, self.place.constant - self.high + 1))

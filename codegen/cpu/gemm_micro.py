@@ -13,6 +13,7 @@ from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue
 from fusegraph.codegen.cpu.contract_plan import epilogue_updates
+from fusegraph.codegen.cpu.gemm_bands import TileLimit
 from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module, element_bytes
@@ -39,7 +40,7 @@ class Step:
     extent: int
     narrow: int
     wide: int
-    limit: TapLimit | None = None
+    limit: TapLimit | TileLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,11 @@ class _Products:
         coordinates: Mapping[Axis, str], exact: bool,
     ) -> None:  # fmt: skip
         self.ops, self.fn, self.tile, self.counts, self.memory, self.exact = ops, ops.fn, tile, counts, memory, exact
-        self.limits = {step: step.limit.bounds(ops.fn, coordinates) for step in memory.steps if step.limit is not None}
+        self.limits = {
+            step: step.limit.bounds(ops.fn, coordinates, tile.rows, sum(counts))
+            for step in memory.steps
+            if step.limit is not None
+        }
         self.rows = _row_addresses(ops, tile.rows, memory, row_number) if memory.row_table else []
 
     def sum(self, sums: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from fusegraph.codegen.cpu.contract_plan import (
     roles,
 )
 from fusegraph.codegen.cpu.contract_stage import Staging, staged_in_order
+from fusegraph.codegen.cpu.gemm_bands import TileLimit, banded
 from fusegraph.codegen.cpu.gemm_limits import Limits
 from fusegraph.codegen.cpu.gemm_operands import staged_operands
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
@@ -64,6 +65,7 @@ class GemmPlan:
     source        how panels of the wide operand are packed; None: it is read in place
     strided       loads and stores of the epilogue in which neighbouring columns are apart
     limits        taps of a transposed convolution that are summed up only where they lie inside of the image
+    bands         masks that leave a part of the sums
     dot           vectors run along the sum; the tile is one of rows x columns dot products
     """
 
@@ -84,6 +86,7 @@ class GemmPlan:
     strided: int
     dot: bool
     limits: Limits = ()
+    bands: tuple[TileLimit, ...] = ()
 
     def __str__(self) -> str:
         shape = f"{self.row_extent} rows x {self.found.column.extent} columns ({self.found.column.name})"
@@ -95,6 +98,8 @@ class GemmPlan:
         parts += [f"{copy.buffer} staged" for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
         if self.limits:
             parts.append("taps inside of the image only")
+        if self.bands:
+            parts.append("what the mask leaves")
         if self.blocks:
             parts.append(f"sums in {extent_of(self.blocks)} blocks")
         return ", ".join(parts)
@@ -224,7 +229,8 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
             # with one column axis there is nothing to merge, hence no other plan
             for plain_columns in (True, False) if len(found.columns) > 1 else (True,):
                 plans += _plans(*staged, program, vector_bits, plain_columns, exact, merges)
-    return min(plans, key=lambda plan: plan.cycles, default=None)
+    best = min(plans, key=lambda plan: plan.cycles, default=None)
+    return best if best is None or exact else banded(best)
 
 
 def _plans(

@@ -15,6 +15,7 @@ from functools import cached_property
 from fusegraph.codegen.cpu.barriers import place_buffers
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
+from fusegraph.codegen.cpu.gemm_bands import masks_of
 from fusegraph.codegen.cpu.halos import Halo, with_halos
 from fusegraph.codegen.cpu.irparts import ModuleParts
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
@@ -140,7 +141,8 @@ def _emit_kernels(
     first: dict[Key, tuple[Loop, EmittedKernel]] = {}
     for loop in program.loops:
         borders = halos.get(loop.name, ())
-        key = (kernel_key(loop, program), tuple((halo.before, halo.behind) for halo in borders))
+        masks = () if exact else masks_of(loop, program)
+        key = (kernel_key(loop, program), masks, tuple((halo.before, halo.behind) for halo in borders))
         if key not in first:
             kernel = emit_kernel(module, loop, program, vector_bits, exact)
             zeros = [
