@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, module_text
 
 PART_LINES = 1000
-"""A part has so many lines of functions at least. LLVM takes 3 ms for a module however small, and 50 ms for so many lines."""
+"""A part has so many lines of functions at least, the first one, that LLVM waits for, half. LLVM takes 3 ms for a module
+however small, and 50 ms for so many lines."""
 
 _MENTIONED = re.compile(r"@([\w.]+)")
 
@@ -27,7 +28,8 @@ class ModuleParts:
     def cut(self) -> None:
         """Let what was written since the last part go, if it is enough. Functions that call each other must be complete."""
         module = self._module
-        if sum(fn.size for name, fn in module.functions.items() if name not in self._left) >= self._least:
+        least = self._least if self._left else self._least // 2
+        if sum(fn.size for name, fn in module.functions.items() if name not in self._left) >= least:
             self.finish()
 
     def finish(self, runtime: str = "") -> None:

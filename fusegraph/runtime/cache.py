@@ -12,7 +12,6 @@ import json
 import os
 import struct
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -180,6 +179,8 @@ class DiskCache:
         return entry
 
     def _write(self, path: Path, data: bytes) -> None:
+        import tempfile  # a warm start writes nothing
+
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=_SUFFIX, dir=path.parent)
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 from fusegraph import events
 from fusegraph.runtime.pool import BoundStep
@@ -111,7 +110,7 @@ class ThreadChoice:
         if winner:
             self._recheck = min(2 * self._recheck, LAST_RECHECK) if winner == self._kept else FIRST_RECHECK
             self._kept = winner
-            self._kept_seconds = median(self._times[winner])
+            self._kept_seconds = _median(self._times[winner])
             self._in_trial = False
             if events.wanted("threads"):
                 tried = ", ".join(f"{n}: {1e6 * min(t):.1f} us" for n, t in self._times.items())
@@ -130,7 +129,7 @@ class ThreadChoice:
         if self._trial_call < 2 * BLOCK * ROUNDS:
             return 0
         other = 1 if self._kept == self._most else self._most
-        better = median(self._times[other]) < MARGIN * median(self._times[self._kept])
+        better = _median(self._times[other]) < MARGIN * _median(self._times[self._kept])
         return other if better else self._kept
 
     def _add_sample(self, seconds: float) -> None:
@@ -139,3 +138,9 @@ class ThreadChoice:
         self._slow = self._slow + 1 if seconds > 2 * self._kept_seconds else 0
         if self._slow >= SLOW_SAMPLES or self._samples_left <= 0:
             self._begin_trial()
+
+
+def _median(times: list[float]) -> float:
+    """As statistics.median, whose import takes as long as that of this package's tensors."""
+    ordered, half = sorted(times), len(times) // 2
+    return ordered[half] if len(times) % 2 else (ordered[half - 1] + ordered[half]) / 2
