@@ -137,12 +137,26 @@ def loop_softmax() -> str:
 
 def loop_update() -> str:
     """A weight gradient with the optimizer's update in its epilogue, as a Loop."""
-    return fenced(print_loop(_loop("conv_weight_grad", "sub")))
+    loops = artifact().fused[0].loops
+    found = next(
+        loop
+        for loop in loops
+        if loop.schedule == "contract" and {"conv_weight_grad", "sub"} <= {n.op for n in loop.nodes}
+    )
+    return fenced(print_loop(found))
 
 
 def loop_pool() -> str:
-    """Max-pooling's backward with the mask of relu: no kernel of its own for any of them."""
+    """Max-pooling's backward: the values of the winners, and their places."""
     return fenced(print_loop(_loop("fold")))
+
+
+def loop_winners() -> str:
+    """A weight gradient as a sum over winners, as a Loop."""
+    loop = next(
+        loop for loop in artifact().fused[0].loops if "weight_grad" in loop.name and loop.name.endswith("_winners")
+    )
+    return fenced(print_loop(loop))
 
 
 def source_softmax() -> str:
@@ -199,6 +213,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         loop_softmax,
         loop_update,
         loop_pool,
+        loop_winners,
         source_softmax,
         llvm_step,
         memory,

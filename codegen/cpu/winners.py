@@ -80,7 +80,8 @@ def _winners(loop: Loop) -> _Winners | None:
     if height * width < 2 or y.extent % height or x.extent % width:
         return None
     p, q = Axis(f"{y.name}_p", y.extent // height), Axis(f"{x.name}_q", x.extent // width)
-    chosen, values = [], set()
+    chosen: list[Expr] = []
+    values: set[Expr] = set()
     for row in range(height):
         for column in range(width):
             at = {y: Index.of(p) * height + row, x: Index.of(q) * width + column}
@@ -124,13 +125,13 @@ class _Gradient:
     node: Node
     other: str
     channels: int
-    kernel: tuple[int, int]
-    image: tuple[int, int]
+    kernel: tuple[int, ...]
+    image: tuple[int, ...]
 
     @property
-    def padded(self) -> tuple[int, int]:
+    def padded(self) -> tuple[int, ...]:
         """Rows and columns of the image with its padding."""
-        return tuple(size + sum(pair) for size, pair in zip(self.image, self.node.params["padding"], strict=True))  # type: ignore[return-value]
+        return tuple(size + sum(pair) for size, pair in zip(self.image, self.node.params["padding"], strict=True))
 
     @property
     def is_weight(self) -> bool:
@@ -270,7 +271,7 @@ class _Rewriting:
     def _taps(self, gradient: _Gradient, name: str) -> tuple[tuple[Axis, ...], Index]:
         """The axes of a window of the convolution, its channels innermost, and the offset of its elements in the image."""
         extents = (*gradient.kernel, gradient.channels)
-        axes = tuple(Axis(f"{name}_{letter}", n) for letter, n in zip("ijc", extents, strict=True))
+        axes = tuple(Axis(f"{_short(name)}_{letter}", n) for letter, n in zip("ijc", extents, strict=True))
         (down, right), columns = gradient.node.params["dilation"], gradient.padded[1]
         i, j, c = axes
         return axes, (Index.of(i) * (down * columns) + Index.of(j) * right) * gradient.channels + c
@@ -278,7 +279,8 @@ class _Rewriting:
     def _winner(self, gradient: _Gradient, name: str) -> tuple[tuple[Axis, ...], Expr, Index]:
         """New axes of the windows, a winner's value, and the number of its first element in the image."""
         o, n, p, q = (
-            Axis(f"{name}_{letter}", self._found.axes[k].extent) for letter, k in zip("onpq", (1, 0, 2, 3), strict=True)
+            Axis(f"{_short(name)}_{letter}", self._found.axes[k].extent)
+            for letter, k in zip("onpq", (1, 0, 2, 3), strict=True)
         )
         index = tuple(map(Index.of, (o, n, p, q)))
         key = (gradient.node.params["stride"], gradient.padded[1])
@@ -297,7 +299,7 @@ class _Rewriting:
         taps, offset = self._taps(gradient, name)
         rows, columns = gradient.padded
         at = place + Index.of(n) * (rows * columns * channels) + offset
-        sums = self._buffer(f"{name}_sums", (o.extent, *(axis.extent for axis in taps)))
+        sums = self._buffer(f"{_short(name)}_sums", (o.extent, *(axis.extent for axis in taps)))
         total = acc(f"acc_{sums}", self._dtype)
         reduce = Reduce(f"acc_{sums}", "sum", op("mul", value, load(copy, (at,), self._dtype)), self._dtype)
         index = tuple(map(Index.of, (o, *taps)))
@@ -311,7 +313,7 @@ class _Rewriting:
         """The image with its channels innermost and its padding around it."""
         name, (rows, columns), padding = gradient.loop.name, gradient.padded, gradient.node.params["padding"]
         extents = (self._found.axes[0].extent, rows, columns, gradient.channels)
-        axes = tuple(Axis(f"{name}_m{k}", extent) for k, extent in enumerate(extents))
+        axes = tuple(Axis(f"{_short(name)}_{letter}", extent) for letter, extent in zip("nyxc", extents, strict=True))
         n, y, x, c = map(Index.of, axes)
         y_in, x_in = y - padding[0][0], x - padding[1][0]
         mask = tuple(
@@ -319,7 +321,7 @@ class _Rewriting:
             for index, extent, pair in zip((y_in, x_in), gradient.image, padding, strict=True)
             if any(pair)
         )
-        copy = self._buffer(f"{name}_image", (extents[0] * rows * columns * gradient.channels,))
+        copy = self._buffer(f"{_short(name)}_image", (extents[0] * rows * columns * gradient.channels,))
         at = ((n * rows + y) * columns + x) * gradient.channels + c
         value = load(gradient.other, (n, c, y_in, x_in), self._dtype, mask)
         return Loop(f"{name}_image", axes, (Stage(stores=(Store(copy, (at,), value),)),))
@@ -328,14 +330,14 @@ class _Rewriting:
         name, channels = gradient.loop.name, gradient.channels
         (o, n, p, q), value, place = self._winner(gradient, name)
         taps, offset = self._taps(gradient, name)
-        weights = self._buffer(f"{name}_weights", (o.extent, *(axis.extent for axis in taps)))
+        weights = self._buffer(f"{_short(name)}_weights", (o.extent, *(axis.extent for axis in taps)))
         turned = tuple(map(Index.of, (o, *taps)))
         source = load(gradient.other, (turned[0], turned[3], turned[1], turned[2]), self._dtype)
         copy = Loop(f"{name}_weights", (o, *taps), (Stage(stores=(Store(weights, turned, source),)),))
         rows, columns = gradient.padded
         size = rows * columns * channels
-        image = self._buffer(f"{name}_image", (n.extent, size))
-        every = Axis(f"{name}_z", size)
+        image = self._buffer(f"{_short(name)}_image", (n.extent, size))
+        every = Axis(f"{_short(name)}_z", size)
         zero = Store(image, (Index.of(n), Index.of(every)), const(0, self._dtype))
         clear = Loop(f"{name}_zero", (n, every), (Stage(stores=(zero,)),))
         product = op("mul", value, load(weights, turned, self._dtype))
@@ -359,6 +361,11 @@ class _Rewriting:
             for stage in loop.stages[1:]
         )
         return Loop(loop.name, loop.space, stages)
+
+
+def _short(name: str) -> str:
+    """A kernel's number: what is enough for the names of axes."""
+    return name.partition("_")[0]
 
 
 def _with_acc(value: Expr, name: str, total: Expr) -> Expr:
