@@ -175,13 +175,16 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
     order: dict[Expr, None] = {}
     stack = list(roots[::-1])
     while stack:
-        node = stack[-1]
-        waiting = [child for child in node.below if child not in order] if node not in order else None
+        node = stack.pop()
+        if node in order:
+            continue
+        below = node.below
+        waiting = [child for child in below if child not in order] if below else None
         if waiting:
+            stack.append(node)
             stack += waiting[::-1]
         else:
             order[node] = None
-            stack.pop()
     return list(order)
 
 
@@ -231,9 +234,16 @@ def replace_loads(roots: Sequence[Expr], function: Callable[[Expr], Expr]) -> li
         return index.replace_values(new) if indirect_values(index) else index
 
     for node in walk(roots):
-        made = make(node.op, tuple(new[arg] for arg in node.args), node.dtype, _with_indices(node, moved))
+        args = tuple([new[arg] for arg in node.args])
+        if args == node.args and node.op not in _WITH_INDICES:
+            new[node] = node
+            continue
+        made = make(node.op, args, node.dtype, _with_indices(node, moved))
         new[node] = function(made) if made.op == "load" else made
     return [new[root] for root in roots]
+
+
+_WITH_INDICES = frozenset(("load", "index", "philox", "inside"))
 
 
 def _with_indices(node: Expr, function: Callable[[Index], Index]) -> Any:
@@ -247,6 +257,8 @@ def _with_indices(node: Expr, function: Callable[[Index], Index]) -> Any:
 
 
 def _mask(mask: Mask, function: Callable[[Index], Index]) -> Mask:
+    if not mask:
+        return mask
     out: list[Condition] = []
     for condition in mask:
         index = function(condition.index)
