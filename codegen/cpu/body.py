@@ -146,9 +146,12 @@ class Evaluator:
 
     def place(self, axis: Axis) -> tuple[Position, int] | None:
         """Where an axis stands and the depth of its loop; None if no open loop binds it."""
-        for depth in range(len(self._scopes) - 1, -1, -1):
-            if axis in self._scopes[depth].positions:
-                return self._scopes[depth].positions[axis], depth
+        depth = len(self._scopes)
+        for scope in reversed(self._scopes):
+            depth -= 1
+            found = scope.positions.get(axis)
+            if found is not None:
+                return found, depth
         return None
 
     def position(self, axis: Axis, copy: Copy | None) -> tuple[Position, int]:

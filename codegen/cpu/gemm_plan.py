@@ -299,7 +299,8 @@ def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> I
 def _ordered(plan: GemmPlan) -> GemmPlan:
     """With the loops that a copy is made for outermost."""
     copied = {axis for copy in (plan.narrow_copy, plan.wide_copy) if copy is not None for axis in copy.axes}
-    return replace(plan, outer=tuple(sorted(plan.outer, key=lambda axis: axis not in copied)))
+    outer = tuple(sorted(plan.outer, key=lambda axis: axis not in copied))
+    return plan if outer == plan.outer else replace(plan, outer=outer)
 
 
 def _transposed(plan: GemmPlan) -> list[GemmPlan]:

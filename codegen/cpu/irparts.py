@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, module_text
+from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
+from fusegraph.codegen.cpu.irtypes import module_text
 
 PART_LINES = 1000
 """A part has so many lines of functions at least, the first one, that LLVM waits for, half. LLVM takes 3 ms for a module

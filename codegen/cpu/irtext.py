@@ -31,6 +31,7 @@ from fusegraph.codegen.cpu.irtypes import (
     float_const,
     function_attributes,
     int_const,
+    module_text,
     natural_alignment,
 )
 
@@ -396,12 +397,3 @@ class Module:
         functions = [fn.text() for fn in self.functions.values()]
         declarations = [self._declarations[n] for n in sorted(self._declarations) if n not in self.functions]
         return module_text(self.globals, functions, declarations, self.metadata)
-
-
-def module_text(
-    globals_: Mapping[str, str], functions: Sequence[str], declarations: Sequence[str], metadata: Sequence[str]
-) -> str:
-    """The text of a module from the texts of what it consists of; `globals_`: definitions by name."""
-    constants = [f"{'@' + name} = {definition}" for name, definition in globals_.items()]
-    sections = ["\n".join(part) for part in (constants, functions, declarations, metadata) if part]
-    return "\n\n".join(sections) + "\n"

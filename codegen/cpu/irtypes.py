@@ -1,9 +1,10 @@
-"""Types and constants of LLVM IR, as text."""
+"""Types, constants and whole modules of LLVM IR, as text."""
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping, Sequence
 
 FAST_MATH = "contract nsz arcp reassoc"
 """Flags for arithmetic that may be re-associated. Never nnan/ninf: NaN and inf behave as in numpy."""
@@ -51,3 +52,12 @@ def natural_alignment(type_: str) -> int:
     """The alignment of a type in bytes: of a vector, that of its elements."""
     element = type_.rstrip(">").split(" x ")[-1].strip()
     return element_bytes(element)
+
+
+def module_text(
+    globals_: Mapping[str, str], functions: Sequence[str], declarations: Sequence[str], metadata: Sequence[str]
+) -> str:
+    """The text of a module from the texts of what it consists of; `globals_`: definitions by name."""
+    constants = [f"{'@' + name} = {definition}" for name, definition in globals_.items()]
+    sections = ["\n".join(part) for part in (constants, functions, declarations, metadata) if part]
+    return "\n\n".join(sections) + "\n"
