@@ -28,6 +28,7 @@ from fusegraph.records import dataclass, field, replace
 
 if TYPE_CHECKING:
     from fusegraph.codegen.cpu.step import StepCode
+    from fusegraph.codegen.cpu.stretches import Stretch
     from fusegraph.ir.loops import Program
     from fusegraph.passes import PipelineLog
     from fusegraph.passes.budget import Fitted
@@ -135,6 +136,7 @@ class Artifact:
     stored_report  the report that lay beside the code (see fusegraph.inspect.report)
     shared         for each kernel, whether threads share it; None: found out when asked for
     placed         the program with its temps as they lie in memory; None: found out when asked for
+    stretches      kernels that are run together, block by block (codegen.cpu.stretches); known once `shared` is
     origin         the traced graph that `source` was cut from; None: `source` is as it was traced
     """
 
@@ -146,6 +148,7 @@ class Artifact:
     stored_report: bytes | None = None
     shared: tuple[bool, ...] | None = None
     placed: Program | None = None
+    stretches: tuple[Stretch, ...] = ()
     origin: Origin | None = None
 
     @cached_property
@@ -216,6 +219,7 @@ class Artifact:
     def note(self, step: StepCode) -> None:
         """Keep what reports need of a step's code."""
         self.shared, self.placed = tuple(kernel.parallel for kernel in step.kernels), step.program
+        self.stretches = step.stretches
 
     def in_memory(self) -> Program:
         """The fused program with its temps as they lie in memory; kernels are the same, in the same order."""

@@ -114,6 +114,7 @@ def _kernel(number: int, rows: list[Report]) -> Report:
         "floor_ns": 100.0 + number,
         "recomputed": [],
         "threads": "all",
+        "together": None,
         "time_ns": 200.0 + 3 * number,
         "gb_s": 8.0,
         "gflop_s": 1.5,

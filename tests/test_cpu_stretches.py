@@ -208,3 +208,13 @@ def test_random_rows(seed, any_threads):
         for got, wanted in zip(fg.compile(function, fuse=fuse)(x), function(x), strict=True):
             scale = float(np.abs(wanted.numpy()).max())
             np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_explain_names_kernels_that_run_together():
+    compiled = fg.compile(_with_gradients(_layer_norm))
+    text = str(compiled.explain(*_arguments()))
+    (stretch,) = _stretches(compiled)
+    names = [loop.name for loop in compiled._last.artifact.fused[0].loops[stretch.first : stretch.last]]
+    assert f"run together, block by block, without a barrier: {', '.join(names)} in {stretch.blocks} blocks" in text
+    few = fg.compile(lambda x: F.softmax(x, 1))
+    assert "run together" not in str(few.explain(fg.ones(8, 8)))

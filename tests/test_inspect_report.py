@@ -27,7 +27,7 @@ from fusegraph.runtime.calibration import Calibration, Roofline
 PROGRAM_KEYS = {"name", "phase", "backend", "signature", "graph", "optimised", "passes", "rewrites", "kernels", "edges",
                 "memory", "refusals", "totals", "seconds", "from_cache", "in_place"}  # fmt: skip
 KERNEL_KEYS = {"id", "name", "schedule", "space", "operations", "nodes", "lines", "reads", "writes", "bytes_read",
-               "bytes_written", "flops", "unfused_bytes", "floor_ns", "recomputed", "threads", "time_ns", "idle_ns",
+               "bytes_written", "flops", "unfused_bytes", "floor_ns", "recomputed", "threads", "together", "time_ns", "idle_ns",
                "gb_s", "gflop_s", "share_of_roofline"}  # fmt: skip
 TIMES = {"seconds", "from_cache", "passes", "floor_ns"}
 

@@ -19,6 +19,7 @@ def _program(program: Report) -> str:
         words.traffic_sentence(program),
         words.memory_sentence(program),
         words.rewrites_sentence(program),
+        words.together_sentence(program),
         words.seconds_sentence(program),
     ]
     parts = [

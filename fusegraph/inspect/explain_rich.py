@@ -24,7 +24,11 @@ def renderables(report: Report) -> Iterator[Any]:
         yield _kernel_table(program["kernels"])
         if program["refusals"]:
             yield _refusal_table(program["refusals"])
-        for sentence in (words.rewrites_sentence(program), words.seconds_sentence(program)):
+        for sentence in (
+            words.together_sentence(program),
+            words.rewrites_sentence(program),
+            words.seconds_sentence(program),
+        ):
             if sentence:
                 yield Text(f"  {sentence}", style="dim")
 

@@ -26,7 +26,8 @@ def _program_text(program: Report) -> str:
     for kernel in program["kernels"]:
         lines += _kernel_lines(kernel)
     lines += _refusal_lines(program["refusals"])
-    lines += [f"  {sentence}" for sentence in (rewrites_sentence(program), seconds_sentence(program)) if sentence]
+    sentences = (together_sentence(program), rewrites_sentence(program), seconds_sentence(program))
+    lines += [f"  {sentence}" for sentence in sentences if sentence]
     return "\n".join(lines)
 
 
@@ -76,6 +77,13 @@ def _budget_text(memory: Report) -> str:
         f": {len(budget['recomputed'])} value(s) of {bytes_text(budget['recomputed_bytes'])} are computed again "
         f"({', '.join(names[:MAX_RECOMPUTED])}{', ...' if len(names) > MAX_RECOMPUTED else ''}), {more:.0%} more operations"
     )
+
+
+def together_sentence(program: Report) -> str:
+    """Which kernels pass over their rows together."""
+    found = {tuple(k["together"]["kernels"]): k["together"]["blocks"] for k in program["kernels"] if k["together"]}
+    parts = [f"{', '.join(names)} in {blocks} blocks of rows" for names, blocks in found.items()]
+    return f"run together, block by block, without a barrier: {'; '.join(parts)}" if parts else ""
 
 
 def rewrites_sentence(program: Report) -> str:

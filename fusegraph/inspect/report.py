@@ -198,6 +198,11 @@ def _kernels(artifact: Artifact, program: Program, fusion: FusionReport, numbers
         again = [numbers[node] for node in nodes if node in seen]
         seen.update(nodes)
         found.append(_kernel(index, loop, program, nodes, numbers) | {"recomputed": again, "threads": threads})
+        found[-1]["together"] = None
+    for stretch in artifact.stretches:
+        names = [program.loops[number].name for number in stretch.kernels()]
+        for number in stretch.kernels():
+            found[number]["together"] = {"kernels": names, "blocks": stretch.blocks}
     return found
 
 

@@ -31,6 +31,10 @@ FG.HINTS = [
     "As one kernel they could only share the few axes that both run over, too few for all threads to have work.",
   ],
   [
+    "walk through memory in short runs",
+    "As one kernel they would go over the consumer's large arrays in another order than these lie in memory, a few elements here and a few there, only to save a handful of values that the producer would otherwise store.",
+  ],
+  [
     "a contraction's tile needs",
     "The register tile of a product runs over all of its output axes at once; the other kernel needs one of them as an inner loop.",
   ],
