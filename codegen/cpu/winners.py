@@ -360,7 +360,9 @@ class _Rewriting:
             replace(stage, stores=tuple(replace(store, value=replaced(store.value)) for store in stage.stores))
             for stage in loop.stages[1:]
         )
-        return Loop(loop.name, loop.space, stages)
+        first, channel, *rest = loop.space  # in the order of what is read: its lines are used up before the next
+        space = loop.space if gradient.is_weight else (first, *rest, channel)
+        return Loop(loop.name, space, stages)
 
 
 def _short(name: str) -> str:
