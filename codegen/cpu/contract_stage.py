@@ -196,6 +196,23 @@ class Stager:
         source = fn.gep(base, fn.affine(terms, self.staging.source.constant), self.element)
         fn.call("void", self.name, [("ptr", source), ("ptr", copy)])
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether the copy is a transposed matrix, of which some rows can be made alone."""
+        outer, *inner = self.staging.dimensions
+        return len(inner) == 1 and outer.low == 0 and outer.inside == (0, outer.extent) and self._is_transposed(0)
+
+    def call_rows(self, fn: FunctionBuilder, base: str, copy: str, first: str, end: str) -> None:
+        """Make rows first .. end of a copy that `has_rows`, and perhaps some of their neighbours."""
+        name = f"{self.name}_rows"
+        if not self.module.has_function(name):
+            params = ["ptr noalias %source", "ptr noalias %copy", "i64 %first", "i64 %end"]
+            rows = self.module.function(name, params, attrs="noinline")
+            outer, inner = self.staging.dimensions
+            self._transpose(rows, outer, inner, "%source", "%copy", ("%first", "%end"))
+        source = fn.gep(base, self.staging.source.constant, self.element)
+        fn.call("void", name, [("ptr", source), ("ptr", copy), ("i64", first), ("i64", end)])
+
     def _define(self) -> None:
         fn = self.module.function(self.name, ["ptr noalias %source", "ptr noalias %copy"], attrs="noinline")
         self._fill(fn, 0, "%source", "%copy")
@@ -233,8 +250,11 @@ class Stager:
         whole = inner.low == 0 and inner.inside == (0, inner.extent)
         return whole and outer.step == inner.step == 1 and outer.stride == 1 and inner.stride != 1
 
-    def _transpose(self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str) -> None:
-        """Squares of lanes x lanes are transposed in registers."""
+    def _transpose(
+        self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str,
+        part: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Squares of lanes x lanes are transposed in registers; `part`: first row and end, known at run time."""
         lanes = self.lanes
 
         def squares(first: str | int, rows: int) -> None:
@@ -246,11 +266,15 @@ class Stager:
                     self._square(fn, outer, inner, source, copy, first, rows, start, count)
 
         whole = outer.extent // lanes * lanes
+        low: str | int = 0 if part is None else fn.binary("and", "i64", part[0], -lanes)
         if whole:
-            with fn.loop(0, whole, lanes) as loop:
+            with fn.loop(low, whole if part is None else fn.min_i64(part[1], str(whole)), lanes) as loop:
                 squares(loop.index, lanes)
-        if outer.extent > whole:
+        if outer.extent > whole and part is None:
             squares(whole, outer.extent - whole)
+        elif outer.extent > whole and part is not None:
+            with fn.if_(fn.compare("sgt", "i64", part[1], whole)):
+                squares(whole, outer.extent - whole)
 
     def _square(
         self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fusegraph.codegen.cpu.contract_plan import Operand, extent_of
 from fusegraph.codegen.cpu.contract_stage import Stager
+from fusegraph.codegen.cpu.gemm_bands import TileLimit
+from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, START, WHOLE, MicroKernels, Operands, Step, TileMemory
 from fusegraph.codegen.cpu.gemm_pack import Packer
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan
@@ -24,6 +26,8 @@ __all__ = ["emit_gemm"]
 
 FINISH = "finish"  # the epilogue of a whole panel
 START_AND_FINISH = "start_and_finish"  # each tile through scratch
+_MANY_TILES = 32  # of rows: shared out whole among a few threads, none has much more than another
+_COPY_TO_PACK = 4  # an element of a transposed copy takes as long as so many of a packed panel
 _PARALLEL_PRODUCTS = 32_768  # fewer take about a microsecond on one thread
 
 
@@ -76,18 +80,45 @@ class _Emitter:
         describe(fn, self.loop, self.plan.program)
         fn.comment(str(self.plan))
         if self.loop.points() > 0:
-            self._groups(fn)
+            self.narrow_copy, self.wide_copy, self.panel, self.sums = (
+                fn.gep("%scratch", offset, self.element) for offset in self.offsets
+            )
+            if self._shares_rows():
+                self._row_ranges(fn)
+            else:
+                self._groups(fn)
         work = self.loop.points() * self.found.depth * extent_of(self.plan.blocks)
         return EmittedKernel(self.loop.name, self.buffers, self.scratch_bytes, work >= _PARALLEL_PRODUCTS)
 
     # -- loops over staged copies, panels and tiles -----------------------------------------------------------------
 
+    def _shares_rows(self) -> bool:
+        """Whether threads share out rows: each then copies its own rows of the narrow operand, but packs every panel."""
+        plan, stager = self.plan, self.narrow_stager
+        if stager is None or self.wide_stager is not None or not stager.has_rows or plan.outer or plan.outer_rows:
+            return False
+        if stager.staging.dimensions[0].index.axis is not plan.row or plan.row_split.count < _MANY_TILES:
+            return False
+        packed = extent_of(plan.sums) * extent_of(plan.blocks) * self.found.column.extent if self.packer else 0
+        return stager.staging.elements * _COPY_TO_PACK >= packed
+
+    def _row_ranges(self, fn: FunctionBuilder) -> None:
+        """Each thread runs down its own rows, panel by panel."""
+        plan, split, stager = self.plan, self.plan.row_split, self.narrow_stager
+        assert stager is not None
+        low, high = thread_range(fn, split.count)
+        with fn.if_(fn.compare("slt", "i64", low, high)):
+            first, end = (
+                fn.min_i64(fn.affine([(split.size, at)]), fn.affine([(split.size - 1, at)], split.large))
+                for at in (low, high)
+            )
+            stager.call_rows(fn, self._base(stager.staging.buffer), self.narrow_copy, first, end)
+            with fn.loop(0, plan.panels) as loop:
+                self._task(fn, loop.index, (), {}, low, high)
+
     def _groups(self, fn: FunctionBuilder) -> None:
         """Outermost: the points that staged copies are made for."""
         plan = self.plan
-        self.narrow_copy, self.wide_copy, self.panel, self.sums = (
-            fn.gep("%scratch", offset, self.element) for offset in self.offsets
-        )
         stagers = [stager for stager in (self.narrow_stager, self.wide_stager) if stager is not None]
         staged = [stager for stager in stagers if stager.staging.axes and self._staged_outside(stager)]
         grouping = tuple(axis for axis in plan.outer if any(axis in stager.staging.axes for stager in staged))
@@ -240,7 +271,8 @@ class _Emitter:
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
         steps, panel_step = [], vectors * self.plan.lanes
-        limits = {limit.tap: limit for limit in (*self.plan.limits, *self.plan.bands)}
+        limits: dict[Axis, TapLimit | TileLimit] = {limit.tap: limit for limit in self.plan.limits}
+        limits.update((band.tap, band) for band in self.plan.bands)
         for axis in reversed(self.plan.sums):
             advance = panel_step if self.packer else wide.stride(axis)
             steps.append(Step(axis.extent, narrow.stride(axis), advance, limits.get(axis)))

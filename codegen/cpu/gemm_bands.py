@@ -37,9 +37,7 @@ class TileLimit:
     row: Axis | None
     column: Axis
 
-    def bounds(
-        self, fn: FunctionBuilder, coordinates: Mapping[Axis, str], rows: int, columns: int
-    ) -> tuple[str | int, str]:
+    def bounds(self, fn: FunctionBuilder, coordinates: Mapping[Axis, str], rows: int, columns: int) -> tuple[str, str]:
         """First and one past the last step that counts for any of a tile's points; `coordinates` of the first one."""
         most = self.index.constant
         for axis, extent in ((self.row, rows), (self.column, columns)):
@@ -50,13 +48,13 @@ class TileLimit:
             for axis, factor in self.index.terms
             if isinstance(axis, Axis) and axis is not self.tap
         ]
-        best, extent = fn.affine(terms, most), str(self.tap.extent)
+        best, every = fn.affine(terms, most), str(self.tap.extent)
         slope = self.index.coefficient(self.tap)
         if slope == 0:
-            return 0, fn.select(fn.compare("sge", "i64", best, 0), "i64", extent, "0")
+            return "0", fn.select(fn.compare("sge", "i64", best, 0), "i64", every, "0")
         if slope < 0:
-            return 0, fn.min_i64(extent, fn.max_i64("0", fn.affine([(1, best)], 1)))
-        return fn.min_i64(extent, fn.max_i64("0", fn.affine([(-1, best)]))), extent
+            return "0", fn.min_i64(every, fn.max_i64("0", fn.affine([(1, best)], 1)))
+        return fn.min_i64(every, fn.max_i64("0", fn.affine([(-1, best)]))), every
 
 
 def banded(plan: GemmPlan) -> GemmPlan:
