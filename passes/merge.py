@@ -182,25 +182,10 @@ def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
     merged = merge_vertical(first, second) if kind == "vertical" else merge_siblings(first, second)
     if groups.path_besides(a, b) or (kind == "siblings" and (groups.path_besides(b, a) or a in groups.successors[b])):
         raise Refused("a third kernel stands between them")
-    if groups.state.save_memory and kind == "siblings":
-        _check_alive(groups.state, first, second)
     _check_in_place(groups.state, merged)
     if any(old_name(root.buffer) for root in merged.roots):
         make_loop(merged, "trial", merged.writes, ())
     return merged
-
-
-def _check_alive(state: FusionState, a: Group, b: Group) -> None:
-    """Side by side, two kernels need what both of them read at the same time."""
-    mine, theirs = (_large(state, group) for group in (a, b))
-    if mine and theirs and mine != theirs:
-        raise Refused("they read different values, which would be kept for each other: there is a memory budget")
-
-
-def _large(state: FusionState, group: Group) -> frozenset[str]:
-    return frozenset(
-        name for name in group.reads() if state.buffers[name].role == "temp" and state.buffers[name].nbytes > SMALL
-    )
 
 
 def _check_in_place(state: FusionState, group: Group) -> None:
@@ -239,10 +224,19 @@ def _candidates(
             beside |= {
                 other for other, group in alive.items() if other != number and group.kind == "nest" and not group.space
             }
+        if state.save_memory:  # side by side, two kernels would need what both of them read at the same time
+            mine = _large(state, reads)
+            beside = {n for n in beside if not mine or _large(state, known[n][0]) in (mine, frozenset())}
         for other in beside:
             a, b = (number, other) if groups.first[number] < groups.first[other] else (other, number)
             if alive[other].kind == "nest" and b not in groups.successors[a]:
                 yield a, b, "siblings", sum(state.buffers[name].nbytes for name in reads & known[other][0])
+
+
+def _large(state: FusionState, names: frozenset[str]) -> frozenset[str]:
+    """Those that take memory worth saving."""
+    buffers = (state.buffers[name] for name in names)
+    return frozenset(buffer.name for buffer in buffers if buffer.role == "temp" and buffer.nbytes > SMALL)
 
 
 def _title(group: Group) -> str:
