@@ -175,7 +175,9 @@ def test_dropout_draws_the_same_numbers_again() -> None:
     assert now > given == 8
 
 
-@pytest.mark.parametrize("options", [{"fuse": False}, {"exact": True}, {"backend": "python"}, {"disable": ("cse",)}])
+@pytest.mark.parametrize(
+    "options", [{"fuse": False}, {"exact": True}, {"verify": True}, {"backend": "python"}, {"disable": ("cse",)}]
+)
 def test_other_options(options: dict[str, Any]) -> None:
     def run(**more: Any) -> tuple[Any, list[Any], Arrays]:
         fg.manual_seed(1)
