@@ -79,5 +79,8 @@ class _Regions:
 
 
 def _clash(some: set[Region], others: set[Region]) -> bool:
-    """Whether two regions share a byte."""
-    return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)
+    """Whether two regions share a byte. Outside of the arena only equal ones do."""
+    if any(first < end for _, first, end in some & others):
+        return True
+    inside = [b for b in others if b[0] == "arena"]
+    return bool(inside) and any(a[0] == "arena" and a[1] < b[2] and b[1] < a[2] for a in some for b in inside)

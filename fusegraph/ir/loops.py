@@ -44,12 +44,12 @@ class Buffer:
     dtype: DType
     role: str
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size in bytes (bools take one byte each)."""
         return self.size * self.dtype.itemsize
