@@ -98,11 +98,12 @@ def _update_targets(state: FusionState, roots: set[Node]) -> dict[Node, Node]:
     """
     outputs = {storage(node) for node in state.graph.outputs}
     order = _RootOrder(state.graph, roots)
+    names = dict(state.names) | {node: f"root {i}" for i, node in enumerate(roots)}
     targets: dict[Node, Node] = {}
     for old, new in state.graph.updates:
         made = storage(new)
         free = made in roots and made not in outputs and made not in targets and made.shape == old.shape
-        if free and _reads_at_its_own_place(state, roots, old, made) and order.overwrite(old, made):
+        if free and _reads_at_its_own_place(names, old, made) and order.overwrite(old, made):
             targets[made] = old
     return targets
 
@@ -112,7 +113,7 @@ class _RootOrder:
 
     def __init__(self, graph: Graph, roots: set[Node]) -> None:
         self.bit = {node: 1 << i for i, node in enumerate(graph.nodes)}
-        self.reads: dict[Node, int] = {}
+        self.readers: dict[Node, list[Node]] = {node: [] for node in graph.inputs}
         self.before: dict[Node, int] = {}
         sources = {node: self.bit[node] for node in graph.inputs}
         for node in graph.nodes:
@@ -120,13 +121,16 @@ class _RootOrder:
                 continue
             sources[node] = _union(sources[operand] for operand in node.inputs)
             if node in roots:
-                self.reads[node], sources[node] = sources[node], self.bit[node]
-                made = (graph.nodes[i] for i in _members(self.reads[node]))
-                self.before[node] = _union(self.before[root] | self.bit[root] for root in made if root in roots)
+                read = [graph.nodes[i] for i in _members(sources[node])]
+                sources[node] = self.bit[node]
+                self.before[node] = _union(self.before[root] | self.bit[root] for root in read if root in roots)
+                for source in read:
+                    if source in self.readers:
+                        self.readers[source].append(node)
 
     def overwrite(self, old: Node, new: Node) -> bool:
         """Let root `new` run after all other readers of `old`, unless one of them needs `new`: then False."""
-        readers = [root for root, reads in self.reads.items() if reads & self.bit[old] and root is not new]
+        readers = [root for root in self.readers[old] if root is not new]
         if any(self.before[reader] & self.bit[new] for reader in readers):
             return False
         added = _union(self.before[reader] | self.bit[reader] for reader in readers)
@@ -146,9 +150,8 @@ def _members(bits: int) -> Iterator[int]:
         bits &= bits - 1
 
 
-def _reads_at_its_own_place(state: FusionState, roots: set[Node], old: Node, new: Node) -> bool:
+def _reads_at_its_own_place(names: dict[Node, str], old: Node, new: Node) -> bool:
     """Whether root `new` reads the input `old` at no other element than the one that it writes."""
-    names = dict(state.names) | {node: f"root {i}" for i, node in enumerate(roots)}
     maker = RootMaker(Inliner(names))
     made = [maker.make(new, "new")]
     if PRIMITIVES[new.op].kind == "scatter" and new.inputs[0] is not old:

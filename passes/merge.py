@@ -230,7 +230,8 @@ def _candidates(
         for other in beside:
             a, b = (number, other) if groups.first[number] < groups.first[other] else (other, number)
             if alive[other].kind == "nest" and b not in groups.successors[a]:
-                yield a, b, "siblings", sum(state.buffers[name].nbytes for name in reads & known[other][0])
+                shared = reads & known[other][0]
+                yield a, b, "siblings", sum(state.buffers[name].nbytes for name in shared) if shared else 0
 
 
 def _large(state: FusionState, names: frozenset[str]) -> frozenset[str]:
