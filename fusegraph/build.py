@@ -290,7 +290,7 @@ def build(graph: Graph, options: Options, origin: Origin | None = None) -> Artif
     if options.backend == "reference":
         return artifact
     if options.backend == "cpu":
-        return _build_native(artifact)
+        return build_native(artifact)
     if options.backend == "cuda":
         from fusegraph.runtime.cuda import CudaExecutable
 
@@ -329,7 +329,8 @@ def _source_files(folder: str, inside: str) -> Iterator[str]:
                 yield from _source_files(entry.path, f"{inside}{entry.name}/")
 
 
-def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
+def cache_key(graph: Graph, options: Options, sizes: str = "") -> tuple[Any, str]:
+    """The disk cache, and what a program for `graph` is stored under. sizes: what else it depends on."""
     from fusegraph.runtime.cache import DiskCache
     from fusegraph.runtime.executable import data_field
 
@@ -343,16 +344,17 @@ def _cache_key(graph: Graph, options: Options) -> tuple[Any, str]:
         options.fuse_limit,
         options.memory_budget,
     )
-    return cache, cache.key("step", text, repr(chosen), generator_digest())
+    return cache, cache.key("step", text, repr(chosen), generator_digest(), *([sizes] if sizes else []))
 
 
-def _build_native(artifact: Artifact) -> Artifact:
+def build_native(artifact: Artifact, sizes: str = "") -> Artifact:
+    """Give the artifact its native code, from the disk cache if it is there. sizes: as of `cache_key`."""
     from fusegraph.runtime.executable import NativeStep, StepLayout
 
     graph, options = artifact.source, artifact.options
     start = time.perf_counter()
     shapes = [node.shape for node in graph.outputs]
-    cache, key = _cache_key(graph, options)
+    cache, key = cache_key(graph, options, sizes)
     entry = cache.get(key)
     if entry is not None:
         try:

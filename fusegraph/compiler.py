@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusegraph import autograd, events, tree
 from fusegraph.build import Options, build
 from fusegraph.calls import run
-from fusegraph.errors import OptionError
+from fusegraph.errors import FusegraphError, OptionError
 from fusegraph.memory_budget import bytes_of
 from fusegraph.partition import Joint, split_joint
 from fusegraph.repeat import MADE, MISS, Repeat, no_repeat, now, repeat_of
@@ -29,6 +29,7 @@ from fusegraph.signature import (
     parameter_names,
     title_of,
 )
+from fusegraph.sized import SizedBuilder, one_row_more
 from fusegraph.tensor import Tensor
 from fusegraph.trace import Trace, current_trace, tracing
 from fusegraph.version import Version
@@ -36,8 +37,11 @@ from fusegraph.version import Version
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fusegraph.build import Artifact
     from fusegraph.inspect.explain import Explanation
     from fusegraph.inspect.profile import Profile
+    from fusegraph.ir.graph import Graph
+    from fusegraph.passes.pipeline_log import Origin
 
 __all__ = ["Compiled", "Version", "compile"]
 
@@ -60,6 +64,7 @@ def compile(
     precision: str = "float32",
     fuse_limit: int | None = None,
     memory_budget: int | str | None = None,
+    dynamic: bool | None = None,
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -85,27 +90,42 @@ def compile(
               computes and does not return; of a model that is called for its gradient, what is kept from the forward program to
               the backward one counts as well. Values are computed again rather than kept until that is so; MemoryBudgetError,
               when first called, if there is no way
+    dynamic   of backend="cpu": None: the second different size of a leading (batch) axis compiles a program for every size up to
+              the larger one, where that can be; True: from the first call on; False: every size has a program of its own
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
     """
     if versions < 1:
         raise OptionError(f"versions must be at least 1, got {versions}")
+    if dynamic not in (None, True, False):
+        raise OptionError(f"dynamic is None, True or False, not {dynamic!r}")
+    if dynamic and (backend != "cpu" or memory_budget is not None):
+        other = f"backend={backend!r}" if backend != "cpu" else "memory_budget"
+        raise OptionError(f"dynamic=True is an option of backend='cpu', and does not go together with {other}")
     options = Options(
         backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget)
     )
     if function is None:
-        return lambda decorated: Compiled(decorated, options, versions)
+        return lambda decorated: Compiled(decorated, options, versions, dynamic)
     if not callable(function):
         raise OptionError(f"fusegraph.compile takes a module or a function, got {type(function).__name__}")
-    return Compiled(function, options, versions)
+    return Compiled(function, options, versions, dynamic)
 
 
 class Compiled:
     """A compiled module or function. Attributes of the original (parameters, train, eval, ...) are reached through it."""
 
-    def __init__(self, function: Callable[..., Any], options: Options, versions: int = DEFAULT_VERSIONS) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: Options,
+        versions: int = DEFAULT_VERSIONS,
+        dynamic: bool | None = None,
+    ) -> None:
         self._function, self._options, self._limit = function, options, versions
+        sized = dynamic is not False and options.backend == "cpu" and options.memory_budget is None
+        self._builders = (SizedBuilder(dynamic is True), SizedBuilder(dynamic is True)) if sized else None
         self._versions: dict[int, Version] = {}
         self._by_key: dict[Key, list[int]] = {}
         self._made = 0
@@ -220,17 +240,37 @@ class Compiled:
         self.reasons.append(reason)
         events.event("recompile", f"{title_of(self._function)}: {reason}")
         tensors = [as_argument(leaf) for leaf in leaves]
+        if not self._versions and self._builders is not None and self._builders[0].at_once:
+            self._look_ahead(key, tensors, rebuild)
+        version = self._traced(key, tensors, rebuild)
+        notes = dict.fromkeys(note for builder in self._builders or () for note in builder.notes)
+        version.reason = self.reasons[-1] = "; ".join([reason, *notes])
+        return version
+
+    def _look_ahead(self, key: Key, tensors: list[Any], rebuild: Callable[[list[Any]], Any]) -> None:
+        """Trace the function for one row more as well: what depends on the number of rows shows before the first program is made."""
+        assert self._builders is not None
+        try:
+            for builder in self._builders:
+                builder.watching = True
+            self._traced(key, one_row_more(tensors), rebuild)
+        except FusegraphError as error:
+            events.event("recompile", f"{title_of(self._function)}: no other number of rows can be traced: {error}")
+        finally:
+            for builder in self._builders:
+                builder.watching = False
+
+    def _traced(self, key: Key, tensors: list[Any], rebuild: Callable[[list[Any]], Any]) -> Version:
+        """Run the function on symbols for `tensors`, and build the program that this gives."""
         with tracing() as trace:
-            names = leaf_names(self._names, leaves, rebuild)
+            names = leaf_names(self._names, tensors, rebuild)
             symbols = [
                 trace.argument(name, t) if isinstance(t, Tensor) else t for name, t in zip(names, tensors, strict=True)
             ]
             args, kwargs = rebuild(list(symbols))
             try:
                 result = self._function(*args, **kwargs)
-                version = self._finish(key, trace, symbols, result)
-                version.reason = reason
-                return version
+                return self._finish(key, trace, symbols, result)
             finally:
                 for tensor, before in trace.grads_before.values():
                     tensor._grad = before
@@ -260,8 +300,8 @@ class Compiled:
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             origin, origin_of_backward = joint.origins or (None, None)
             options, options_of_backward = (self._options.changed(memory_budget=b) for b in joint.budgets)
-            backward = build(backward_graph, options_of_backward, origin_of_backward)
-        artifact = build(graph, options, origin)
+            backward = self._build(backward_graph, options_of_backward, origin_of_backward, 1)
+        artifact = self._build(graph, options, origin, 0)
         if self._options.fuse == "require":
             from fusegraph.inspect.require import require_fused
 
@@ -281,6 +321,12 @@ class Compiled:
             joint,
             backward,
         )
+
+    def _build(self, graph: Graph, options: Options, origin: Origin | None, which: int) -> Artifact:
+        """Compile the program (0) or the backward one (1)."""
+        if self._builders is None:
+            return build(graph, options, origin)
+        return self._builders[which].build(graph, options, origin)
 
     def _joint(self, trace: Trace, symbols: list[Any], outputs: list[Tensor]) -> Joint | None:
         """What the backward pass computes, when a gradient may be asked for outside of the function."""

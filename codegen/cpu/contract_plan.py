@@ -130,7 +130,7 @@ def roles(loop: Loop, program: Program) -> Iterator[Contraction]:
         of_operand = [axis for axis in single if axis in operand.axes]
         if of_operand:
             chosen[max(of_operand, key=lambda axis: axis.extent)] = None
-    for column in chosen:
+    for column in (axis for axis in chosen if not axis.rows):
         narrow, wide = (first, second) if column in second.axes else (second, first)
         yield _classified(loop, narrow, wide, column)
 
@@ -188,7 +188,7 @@ def merge_axes(
         for group, outer, inner in _neighbours(found, groups):
             plain = [found.narrow.flat] if plain_rows or group != "rows" else []
             plain += [found.wide.flat] if plain_columns or group != "columns" else []
-            if outer in apart or inner in apart:
+            if outer in apart or inner in apart or outer.rows or inner.rows:
                 continue
             if all(_is_one_axis(index, outer, inner) for index in (*outputs, *plain)):
                 found = _merged(found, outer, inner, merges)
@@ -381,6 +381,11 @@ def _divided_axis(loop: Loop, program: Program) -> tuple[Axis, int] | None:
         for atom, _ in index.terms:
             if isinstance(atom, (Div, Mod)):
                 axis = atom.index.axis
-                if axis is not None and axis.extent % atom.divisor == 0 and 1 < atom.divisor < axis.extent:
+                if (
+                    axis is not None
+                    and not axis.rows
+                    and axis.extent % atom.divisor == 0
+                    and 1 < atom.divisor < axis.extent
+                ):
                     return axis, atom.divisor
     return None

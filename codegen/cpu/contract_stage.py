@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fusegraph.codegen.cpu.contract_plan import Operand
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.codegen.cpu.run_time import SIZE, product, whole_part
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Program
 from fusegraph.ir.scalar import Bound, Divides
@@ -66,6 +67,19 @@ class Staging:
     def elements(self) -> int:
         """Size of the copy with the slack behind it."""
         return math.prod(dimension.extent for dimension in self.dimensions) + _SLACK
+
+    @property
+    def rows(self) -> int:
+        """Of an axis of run-time extent that the copy has as a dimension (see Axis); 0: there is none."""
+        return max((axis.rows for dimension in self.dimensions for axis in dimension.index.axes), default=0)
+
+    @property
+    def can_be_sized(self) -> bool:
+        """Whether no dimension has a run-time extent, or only the last one of a matrix that is transposed."""
+        if not self.rows:
+            return True
+        fixed = all(axis.rows == 0 for dimension in self.dimensions[:-1] for axis in dimension.index.axes)
+        return fixed and len(self.dimensions) == 2 and _turns(*self.dimensions)
 
     @property
     def contiguous(self) -> bool:
@@ -194,7 +208,8 @@ class Stager:
             self._define()
         terms = [(factor, coordinates[axis]) for axis, factor in self.staging.source.terms if isinstance(axis, Axis)]
         source = fn.gep(base, fn.affine(terms, self.staging.source.constant), self.element)
-        fn.call("void", self.name, [("ptr", source), ("ptr", copy)])
+        size = [("i64", SIZE)] if self.staging.rows else []
+        fn.call("void", self.name, [("ptr", source), ("ptr", copy), *size])
 
     @property
     def has_rows(self) -> bool:
@@ -207,14 +222,17 @@ class Stager:
         name = f"{self.name}_rows"
         if not self.module.has_function(name):
             params = ["ptr noalias %source", "ptr noalias %copy", "i64 %first", "i64 %end"]
+            params += [f"i64 {SIZE}"] if self.staging.rows else []
             rows = self.module.function(name, params, attrs="noinline")
             outer, inner = self.staging.dimensions
             self._transpose(rows, outer, inner, "%source", "%copy", ("%first", "%end"))
         source = fn.gep(base, self.staging.source.constant, self.element)
-        fn.call("void", name, [("ptr", source), ("ptr", copy), ("i64", first), ("i64", end)])
+        size = [("i64", SIZE)] if self.staging.rows else []
+        fn.call("void", name, [("ptr", source), ("ptr", copy), ("i64", first), ("i64", end), *size])
 
     def _define(self) -> None:
-        fn = self.module.function(self.name, ["ptr noalias %source", "ptr noalias %copy"], attrs="noinline")
+        size = [f"i64 {SIZE}"] if self.staging.rows else []
+        fn = self.module.function(self.name, ["ptr noalias %source", "ptr noalias %copy", *size], attrs="noinline")
         self._fill(fn, 0, "%source", "%copy")
 
     def _fill(self, fn: FunctionBuilder, depth: int, source: str, copy: str) -> None:
@@ -246,9 +264,7 @@ class Stager:
 
     def _is_transposed(self, depth: int) -> bool:
         """Whether the last two dimensions are a matrix of whole rows whose columns lie side by side in the source."""
-        outer, inner = self.staging.dimensions[depth:]
-        whole = inner.low == 0 and inner.inside == (0, inner.extent)
-        return whole and outer.step == inner.step == 1 and outer.stride == 1 and inner.stride != 1
+        return _turns(*self.staging.dimensions[depth:])
 
     def _transpose(
         self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str,
@@ -258,6 +274,9 @@ class Stager:
         lanes = self.lanes
 
         def squares(first: str | int, rows: int) -> None:
+            if self.staging.rows:
+                self._sized_squares(fn, outer, inner, source, copy, first, rows)
+                return
             for start, count in _pieces(inner.extent, lanes):
                 if count == lanes and start == 0:
                     with fn.loop(0, inner.extent // lanes * lanes, lanes) as loop:
@@ -275,6 +294,24 @@ class Stager:
         elif outer.extent > whole and part is not None:
             with fn.if_(fn.compare("sgt", "i64", part[1], whole)):
                 squares(whole, outer.extent - whole)
+
+    def _sized_squares(
+        self,
+        fn: FunctionBuilder,
+        outer: Dimension,
+        inner: Dimension,
+        source: str,
+        copy: str,
+        first: str | int,
+        rows: int,
+    ) -> None:
+        """Rows first .. of a copy whose rows end somewhere at run time: the last few columns one by one."""
+        extent = product(fn, (self.staging.rows, SIZE))
+        whole = whole_part(fn, extent, self.lanes)
+        with fn.loop(0, whole, self.lanes) as loop:
+            self._square(fn, outer, inner, source, copy, first, rows, loop.index, self.lanes)
+        with fn.loop(whole, extent) as loop:
+            self._square(fn, outer, inner, source, copy, first, rows, loop.index, 1)
 
     def _square(
         self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int,
@@ -316,6 +353,12 @@ class Stager:
                 body(ops, at, self.lanes)
         if count > whole:
             body(ops, whole, count - whole)
+
+
+def _turns(outer: Dimension, inner: Dimension) -> bool:
+    """Whether they are a matrix of whole rows whose columns lie side by side in the source."""
+    whole = inner.low == 0 and inner.inside == (0, inner.extent)
+    return whole and outer.step == inner.step == 1 and outer.stride == 1 and inner.stride != 1
 
 
 def _pieces(extent: int, size: int) -> list[tuple[int, int]]:

@@ -15,11 +15,13 @@ from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, START, WHOLE, MicroKernels, Operands, Step, TileMemory
 from fusegraph.codegen.cpu.gemm_pack import Packer
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan
+from fusegraph.codegen.cpu.gemm_sized import SizeLimit, most_tiles, tile_sizes
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest import describe
 from fusegraph.codegen.cpu.nest_ops import element_of
+from fusegraph.codegen.cpu.run_time import points, product
 from fusegraph.ir.index import Axis
 
 __all__ = ["emit_gemm"]
@@ -61,7 +63,8 @@ class _Emitter:
         """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
         plan, element = self.plan, element_bytes(self.element)
         panel = self.packer.bytes(min(plan.panel_width, self.found.column.extent)) if self.packer else 0
-        tiles = plan.tiles if plan.blocks else 1 if plan.keeps_sums else 0
+        most = most_tiles(plan) if plan.row is not None and plan.row.rows else plan.tiles
+        tiles = most if plan.blocks else 1 if plan.keeps_sums else 0
         sums = tiles * plan.row_split.size * self._sums_width() * element
         sizes = [stager.nbytes if stager else 0 for stager in (self.narrow_stager, self.wide_stager)] + [panel, sums]
         self.offsets, at = [], 0
@@ -83,6 +86,7 @@ class _Emitter:
             self.narrow_copy, self.wide_copy, self.panel, self.sums = (
                 fn.gep("%scratch", offset, self.element) for offset in self.offsets
             )
+            self.sizes = tile_sizes(fn, self.plan)
             if self._shares_rows():
                 self._row_ranges(fn)
             else:
@@ -123,8 +127,9 @@ class _Emitter:
         staged = [stager for stager in stagers if stager.staging.axes and self._staged_outside(stager)]
         grouping = tuple(axis for axis in plan.outer if any(axis in stager.staging.axes for stager in staged))
         inner = plan.outer[len(grouping) :]
-        per_group = extent_of(inner) * plan.panels * plan.tiles
-        low, high = thread_range(fn, extent_of(grouping) * per_group)
+        tiles = self.sizes[-1].end if plan.row is not None and plan.row.rows else plan.tiles
+        per_group = product(fn, (points(fn, inner), plan.panels, tiles))
+        low, high = thread_range(fn, product(fn, (points(fn, grouping), per_group)))
         for stager in stagers:
             if not stager.staging.axes:
                 self._stage(fn, stager, {})
@@ -133,9 +138,7 @@ class _Emitter:
             coordinates = decode(fn, number, grouping)
             for stager in staged:
                 self._stage(fn, stager, coordinates)
-            for_each_part(
-                fn, first, last, plan.tiles, lambda task, a, b: self._task(fn, task, inner, coordinates, a, b)
-            )
+            for_each_part(fn, first, last, tiles, lambda task, a, b: self._task(fn, task, inner, coordinates, a, b))
 
         for_each_part(fn, low, high, per_group, group)
 
@@ -250,11 +253,12 @@ class _Emitter:
         vectors = -(-columns // plan.lanes)
         memory = self._memory(vectors)
         base = self._address(fn, self.found.narrow, self.narrow_stager, place)
-        for low, high, size in split.sizes():
-            start = fn.max_i64(first, str(low)) if low else first
-            end = fn.min_i64(last, str(high)) if high < split.count else last
+        for part in self.sizes:
+            size = part.size
+            start = fn.max_i64(first, str(part.begin)) if part.begin else first
+            end = last if part.is_last else fn.min_i64(last, str(part.end))
             with fn.loop(start, end) as loop:
-                at = fn.affine([(size, loop.index)], split.start(size))
+                at = part.place(fn, loop.index)
                 tile_place = {**place} if row is None else {**place, row: at}
                 offset = fn.affine([(split.size * self._sums_width(), loop.index)])
                 tile_sums = fn.gep(sums, offset, self.element) if plan.blocks else self.sums
@@ -271,8 +275,9 @@ class _Emitter:
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
         steps, panel_step = [], vectors * self.plan.lanes
-        limits: dict[Axis, TapLimit | TileLimit] = {limit.tap: limit for limit in self.plan.limits}
+        limits: dict[Axis, TapLimit | TileLimit | SizeLimit] = {limit.tap: limit for limit in self.plan.limits}
         limits.update((band.tap, band) for band in self.plan.bands)
+        limits.update((axis, SizeLimit(axis)) for axis in self.plan.sums if axis.rows)
         for axis in reversed(self.plan.sums):
             advance = panel_step if self.packer else wide.stride(axis)
             steps.append(Step(axis.extent, narrow.stride(axis), advance, limits.get(axis)))
@@ -296,23 +301,24 @@ class _Emitter:
         return fn.gep(base, fn.affine(terms, constant), self.element)
 
 
-def thread_range(fn: FunctionBuilder, count: int) -> tuple[str, str]:
+def thread_range(fn: FunctionBuilder, count: int | str) -> tuple[str, str]:
     """First and one past the last of `count` pieces of work for thread %tid of %nt."""
-    low = fn.binary("udiv", "i64", fn.affine([(count, "%tid")]), "%nt")
+    low = fn.binary("udiv", "i64", str(product(fn, (count, "%tid"))), "%nt")
     following = fn.affine([(1, "%tid")], 1)
-    return low, fn.binary("udiv", "i64", fn.affine([(count, following)]), "%nt")
+    return low, fn.binary("udiv", "i64", str(product(fn, (count, following))), "%nt")
 
 
 def for_each_part(
-    fn: FunctionBuilder, low: str, high: str, per_part: int, body: Callable[[str, str, str], None]
+    fn: FunctionBuilder, low: str, high: str, per_part: int | str, body: Callable[[str, str, str], None]
 ) -> None:
     """Pieces low .. high in parts of `per_part`: body(part, first piece in the part, one past the last in the part)."""
     first = fn.binary("udiv", "i64", low, per_part)
-    last = fn.binary("udiv", "i64", fn.affine([(1, high)], per_part - 1), per_part)
+    behind = [(1, high)] if isinstance(per_part, int) else [(1, high), (1, per_part)]
+    last = fn.binary("udiv", "i64", fn.affine(behind, per_part - 1 if isinstance(per_part, int) else -1), per_part)
     last = fn.select(fn.compare("slt", "i64", low, high), "i64", last, first)
     with fn.loop(first, last) as loop:
-        start = fn.affine([(1, low), (-per_part, loop.index)])
-        end = fn.affine([(1, high), (-per_part, loop.index)])
+        before = (-per_part, loop.index) if isinstance(per_part, int) else (-1, product(fn, (per_part, loop.index)))
+        start, end = fn.affine([(1, low), before]), fn.affine([(1, high), before])
         body(loop.index, fn.max_i64(start, "0"), fn.min_i64(end, str(per_part)))
 
 

@@ -67,6 +67,8 @@ def banded(plan: GemmPlan) -> GemmPlan:
         if index is None or not index.is_affine or not index.axes & axes or index.axes - axes - set(plan.sums):
             continue
         taps = [axis for axis in plan.sums if axis in index.axes] or [plan.sums[0]]
+        if any(axis.rows for axis in (*index.axes, *taps)):  # the sum has another limit, known at run time
+            continue
         if len(taps) == 1 and abs(index.coefficient(taps[0])) <= 1:
             return replace(plan, bands=(TileLimit(taps[0], index, plan.row, plan.found.column),))
     return plan

@@ -15,10 +15,12 @@ from fusegraph.codegen.cpu.contract_epilogue import Epilogue
 from fusegraph.codegen.cpu.contract_plan import epilogue_updates
 from fusegraph.codegen.cpu.gemm_bands import TileLimit
 from fusegraph.codegen.cpu.gemm_limits import TapLimit
+from fusegraph.codegen.cpu.gemm_sized import SizeLimit
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FAST_MATH, FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.nest_ops import element_of
+from fusegraph.codegen.cpu.run_time import SIZE
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
 from fusegraph.records import dataclass
@@ -40,7 +42,7 @@ class Step:
     extent: int
     narrow: int
     wide: int
-    limit: TapLimit | TileLimit | None = None
+    limit: TapLimit | TileLimit | SizeLimit | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ class MicroKernels:
         return [("ptr", f"%p{i}") for i in range(len(self.buffers))]
 
     def _places(self, coordinates: Mapping[Axis, str]) -> list[tuple[str, str]]:
-        return [("i64", coordinates[axis]) for axis in self.loop.space]
+        size = [("i64", SIZE)] if self.loop.sized else []
+        return [("i64", coordinates[axis]) for axis in self.loop.space] + size
 
     def _function(self, name: str, *params: str) -> FunctionBuilder:
         bases = [f"ptr %p{i}" for i in range(len(self.buffers))]
         places = [f"i64 %x{i}" for i in range(len(self.loop.space))]
+        places += [f"i64 {SIZE}"] if self.loop.sized else []
         return self.module.function(name, [*bases, *params, *places], attrs="noinline")
 
     def _counts(self, columns: int) -> list[int]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
+from fusegraph.codegen.cpu.run_time import SIZE, product
 from fusegraph.records import dataclass
 
 __all__ = ["Packer", "PanelSource", "in_two_pieces"]
@@ -20,11 +21,15 @@ __all__ = ["Packer", "PanelSource", "in_two_pieces"]
 
 @dataclass(frozen=True)
 class PanelSource:
-    """Elements between columns, or the place of each column, and (extent, elements) of each loop of the sum."""
+    """Elements between columns, or the place of each column, and (extent, elements) of each loop of the sum.
+
+    rows: of the first loop, if its extent is known at run time only (see Axis).
+    """
 
     column_stride: int
     column_table: tuple[int, ...]
     steps: tuple[tuple[int, int], ...]
+    rows: int = 0
 
     @property
     def depth(self) -> int:
@@ -43,11 +48,11 @@ class PanelSource:
         """With loops of the sum joined where memory allows."""
         steps: list[tuple[int, int]] = []
         for extent, stride in self.steps:
-            if steps and steps[-1][1] == extent * stride:
+            if steps and steps[-1][1] == extent * stride and not (self.rows and len(steps) == 1):
                 steps[-1] = steps[-1][0] * extent, stride
             else:
                 steps.append((extent, stride))
-        return PanelSource(self.column_stride, self.column_table, tuple(steps))
+        return PanelSource(self.column_stride, self.column_table, tuple(steps), self.rows)
 
 
 @lru_cache(maxsize=256)
@@ -77,7 +82,8 @@ class Packer:
         name = f"{self.prefix}_pack{columns}"
         if not self.module.has_function(name):
             self._define(name, columns)
-        fn.call("void", name, [("ptr", source), ("ptr", panel), ("i64", column)])
+        size = [("i64", SIZE)] if self.source.rows else []
+        fn.call("void", name, [("ptr", source), ("ptr", panel), ("i64", column), *size])
 
     def bytes(self, columns: int) -> int:
         """Size of a panel of this many columns."""
@@ -86,18 +92,22 @@ class Packer:
 
     def _define(self, name: str, columns: int) -> None:
         params = ["ptr noalias %source", "ptr noalias %panel", "i64 %column"]
+        params += [f"i64 {SIZE}"] if self.source.rows else []
         fn = self.module.function(name, params, attrs="noinline")
         ops = VectorOps(fn, self.lanes, self.element)
         counts = [min(self.lanes, columns - at) for at in range(0, columns, self.lanes)]
         places = [self._places(ops, at * self.lanes, count) for at, count in enumerate(counts)]
-        self._nest(ops, counts, places, self.source.steps, "%source", "%panel")
+        steps: list[tuple[int | str, int]] = list(self.source.steps)
+        if self.source.rows:
+            steps[0] = product(fn, (self.source.rows, SIZE)), steps[0][1]
+        self._nest(ops, counts, places, steps, "%source", "%panel")
 
     def _nest(
-        self, ops: VectorOps, counts: Sequence[int], places: Sequence[_Places], steps: Sequence[tuple[int, int]],
+        self, ops: VectorOps, counts: Sequence[int], places: Sequence[_Places], steps: Sequence[tuple[int | str, int]],
         source: str, panel: str,
     ) -> None:  # fmt: skip
         fn = ops.fn
-        if self.source.transposed and len(steps) == 1:
+        if self.source.transposed and len(steps) == 1 and isinstance(steps[0][0], int):
             self._transpose(ops, counts, steps[0][0], source, panel)
         elif not steps:
             for vector, count in enumerate(counts):
@@ -107,7 +117,7 @@ class Packer:
             (extent, stride), *inner = steps
             advance = self.lanes * len(counts)
             for inner_extent, _ in inner:
-                advance *= inner_extent
+                advance *= int(inner_extent)  # only the first loop's is known at run time
             with fn.loop(0, extent) as loop:
                 at_source = fn.gep(source, fn.affine([(stride, loop.index)]), self.element)
                 at_panel = fn.gep(panel, fn.affine([(advance, loop.index)]), self.element)

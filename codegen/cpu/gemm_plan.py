@@ -24,6 +24,7 @@ from fusegraph.codegen.cpu.gemm_bands import TileLimit, banded
 from fusegraph.codegen.cpu.gemm_limits import Limits
 from fusegraph.codegen.cpu.gemm_operands import staged_operands
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
+from fusegraph.codegen.cpu.gemm_sized import can_be_sized
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program
@@ -229,6 +230,8 @@ def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = Fals
             # with one column axis there is nothing to merge, hence no other plan
             for plain_columns in (True, False) if len(found.columns) > 1 else (True,):
                 plans += _plans(*staged, program, vector_bits, plain_columns, exact, merges)
+    if loop.sized:
+        plans = [plan for plan in plans if can_be_sized(plan)]
     best = min(plans, key=lambda plan: plan.cycles, default=None)
     return best if best is None or exact else banded(best)
 
@@ -299,7 +302,7 @@ def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> I
 def _ordered(plan: GemmPlan) -> GemmPlan:
     """With the loops that a copy is made for outermost."""
     copied = {axis for copy in (plan.narrow_copy, plan.wide_copy) if copy is not None for axis in copy.axes}
-    outer = tuple(sorted(plan.outer, key=lambda axis: axis not in copied))
+    outer = tuple(sorted(plan.outer, key=lambda axis: (axis not in copied, not axis.rows)))
     return plan if outer == plan.outer else replace(plan, outer=outer)
 
 
@@ -320,23 +323,24 @@ def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
     while extent_of(plan.sums) * width > _MAX_PANEL:
         first, *rest = plan.sums
         inner = extent_of(rest)
-        if inner >= _MIN_DEPTH:
+        if inner >= _MIN_DEPTH and not first.rows:
             plan = replace(plan, blocks=(*plan.blocks, first), sums=tuple(rest))
             continue
         part = max(
             (d for d in range(1, first.extent) if first.extent % d == 0 and d * inner * width <= _MAX_PANEL), default=1
         )
-        if part * inner < _MIN_DEPTH:
+        if part * inner < _MIN_DEPTH or first.rows:
             break
         plan = _split_sum(plan, first, part)
     wide = plan.found.wide
     steps = tuple((axis.extent, wide.stride(axis)) for axis in plan.sums)
-    return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps))
+    rows = plan.sums[0].rows if plan.sums else 0
+    return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps, rows))
 
 
 def _near(plan: GemmPlan) -> GemmPlan:
     """With outer loops of the sum as blocks, until the vectors that a tile reads stay in the first-level cache."""
-    while plan.is_far and len(plan.sums) > 1 and extent_of(plan.sums[1:]) >= _MIN_DEPTH:
+    while plan.is_far and len(plan.sums) > 1 and not plan.sums[0].rows and extent_of(plan.sums[1:]) >= _MIN_DEPTH:
         plan = replace(plan, blocks=(*plan.blocks, plan.sums[0]), sums=plan.sums[1:])
     return plan
 

@@ -3,7 +3,8 @@
     define internal void @<loop.name>(ptr %p0, ..., ptr %pK-1, ptr %scratch, i64 %tid, i64 %nt)
 
 %p<i> is the base address of kernel_buffers(loop)[i] (a local buffer: this thread's own copy). %scratch is 64-byte
-aligned memory of the calling thread. The work is split among tid 0 .. nt - 1; the result does not depend on nt.
+aligned memory of the calling thread. A loop over an axis of run-time extent takes the number of rows, i64 %n, as well.
+The work is split among tid 0 .. nt - 1; the result does not depend on nt.
 """
 
 from __future__ import annotations
@@ -53,4 +54,5 @@ def kernel_buffers(loop: Loop) -> tuple[str, ...]:
 def kernel_function(module: Module, loop: Loop) -> FunctionBuilder:
     """The function of a kernel, with the parameters that every kernel has, added to `module`."""
     pointers = [f"ptr %p{position}" for position in range(len(kernel_buffers(loop)))]
-    return module.function(loop.name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt"])
+    size = ["i64 %n"] if loop.sized else []
+    return module.function(loop.name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt", *size])

@@ -25,9 +25,10 @@ from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.codegen.cpu.nest_stream import streamed_buffers
 from fusegraph.codegen.cpu.nest_strips import Strips, StripWriter, plan_strips
+from fusegraph.codegen.cpu.run_time import bound, ceiling, points, product, whole_part
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
-from fusegraph.ir.loops_text import print_loop
+from fusegraph.ir.loops_text import extent_text, print_loop
 from fusegraph.records import replace
 
 
@@ -71,7 +72,7 @@ def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:
         fn.comment(f"%p{position} = {name}: {buffer.dtype.name}{list(buffer.shape)} ({buffer.role})")
 
 
-def thread_share(fn: FunctionBuilder, count: int, parallel: bool) -> tuple[int | str, int | str]:
+def thread_share(fn: FunctionBuilder, count: int | str, parallel: bool) -> tuple[int | str, int | str]:
     """This thread's part lo, hi of 0 .. count - 1."""
     if not parallel:
         return 0, count
@@ -98,12 +99,11 @@ class NestWriter:
         if self._plan.split_vector:
             self._split_with_vector(shared)
             return
-        count = math.prod(axis.extent for axis in shared)
-        low, high = thread_share(self._fn, count, self._plan.parallel)
+        low, high = thread_share(self._fn, points(self._fn, shared), self._plan.parallel)
         if low == 0 and high == 1:
             self._outer(rest)
             return
-        self._fn.comment(f"for {', '.join(f'{a.name} < {a.extent}' for a in shared)}: this thread's part")
+        self._fn.comment(f"for {', '.join(f'{a.name} < {extent_text(a)}' for a in shared)}: this thread's part")
         if self._pairs:
             low = self._in_pairs(low, high, shared)
         with self._fn.loop(low, high) as loop, self._e.scope(self._unravel(loop.index, shared)):
@@ -132,22 +132,22 @@ class NestWriter:
         axis, fn = self._plan.axis, self._fn
         assert axis is not None
         unit = self._plan.lanes * self._plan.copies
-        blocks = -(-axis.extent // unit)
-        points = math.prod(a.extent for a in outer)
-        if points == 1:
-            low, high = thread_share(fn, blocks, self._plan.parallel)
-            self._columns(*self._limits(low, high, unit, axis.extent))
+        blocks, extent = -(-axis.extent // unit), bound(fn, axis)
+        most = math.prod(a.extent for a in outer)
+        if most == 1:
+            low, high = thread_share(fn, ceiling(fn, extent, unit), self._plan.parallel)
+            self._columns(*self._limits(low, high, unit, extent))
             return
-        chunk = -(-blocks // min(blocks, -(-64 // points)))  # blocks
+        chunk = -(-blocks // min(blocks, -(-64 // most)))  # blocks
         chunks = -(-blocks // chunk)
-        low, high = thread_share(fn, points * chunks, self._plan.parallel)
+        low, high = thread_share(fn, product(fn, (points(fn, outer), chunks)), self._plan.parallel)
         with fn.loop(low, high) as loop:
             point = fn.op(f"udiv i64 {loop.index}, {chunks}")
             first = fn.op(f"mul i64 {fn.op(f'urem i64 {loop.index}, {chunks}')}, {chunk}")
             last = fn.op(f"add i64 {first}, {chunk}")
             with self._e.scope(self._unravel(point, outer)):
                 self._hoist()
-                self._vectors(*self._limits(first, last, unit, axis.extent))
+                self._vectors(*self._limits(first, last, unit, extent))
 
     def _columns(self, low: int | str, high: int | str) -> None:
         """Columns low .. high: this thread's part of a space that is one axis, or all of a block of rows."""
@@ -161,9 +161,9 @@ class NestWriter:
 
         StripWriter(self._e, self._loop, self._strips, vectors).write()
 
-    def _limits(self, low: int | str, high: int | str, unit: int, extent: int) -> tuple[int | str, int | str]:
+    def _limits(self, low: int | str, high: int | str, unit: int, extent: int | str) -> tuple[int | str, int | str]:
         """Blocks low .. high of `unit` points as points."""
-        if isinstance(low, int) and isinstance(high, int):
+        if isinstance(low, int) and isinstance(high, int) and isinstance(extent, int):
             return low * unit, min(high * unit, extent)
         first, last = (self._fn.op(f"mul i64 {part}, {unit}") for part in (low, high))
         return first, self._fn.min_i64(last, extent)
@@ -181,13 +181,13 @@ class NestWriter:
         """Loops over the rest of the space, then the vector axis or the point."""
         if not axes:
             if self._plan.axis is not None:
-                self._columns(0, self._plan.axis.extent)
+                self._columns(0, bound(self._fn, self._plan.axis))
             else:
                 with self._e.point():
                     self._stages.write_all(self._loop.stages)
             return
-        self._fn.comment(f"for {axes[0].name} < {axes[0].extent}")
-        with self._fn.loop(0, axes[0].extent) as loop, self._e.scope({axes[0]: Position(loop.index)}):
+        self._fn.comment(f"for {axes[0].name} < {extent_text(axes[0])}")
+        with self._fn.loop(0, bound(self._fn, axes[0])) as loop, self._e.scope({axes[0]: Position(loop.index)}):
             self._hoist()
             self._outer(axes[1:])
 
@@ -196,6 +196,9 @@ class NestWriter:
         axis, lanes = self._plan.axis, self._plan.lanes
         assert axis is not None
         unit = lanes * self._plan.copies
+        if axis.rows:
+            self._sized_vectors(low, high, unit)
+            return
         whole = axis.extent // unit * unit
         if whole == unit and low == 0 and high == axis.extent:  # a single block: no loop
             self._points([*self._block(None, self._plan.copies, lanes), *self._rest(whole)])
@@ -210,6 +213,20 @@ class NestWriter:
             self._fn.comment(f"{axis.name} = {whole} .. {axis.extent - 1}")
             with self._only_at_end(high, axis.extent), self._e.scope({}):
                 self._points(rest)
+
+    def _sized_vectors(self, low: int | str, high: int | str, unit: int) -> None:
+        """The same where the axis ends somewhere at run time: blocks, then vectors, then points, one in a vector each."""
+        axis, lanes, narrow, fn = self._plan.axis, self._plan.lanes, self._plan.narrow, self._fn
+        assert axis is not None
+        high = fn.max_i64(low, high) if low != 0 else high
+        parts = [(unit, self._plan.copies, lanes, lanes)]
+        parts += [(narrow, 1, narrow, narrow)] if unit > narrow else []
+        for step, count, length, used in [*parts, (1, 1, narrow, 1)]:
+            end = fn.affine([(1, str(low)), (1, whole_part(fn, fn.affine([(1, str(high)), (-1, str(low))]), step))])
+            fn.comment(f"for {axis.name} < {extent_text(axis)} by {step}: {count} vectors of {length}")
+            with fn.loop(low, end, step) as loop, self._e.scope({axis: Position(loop.index)}):
+                self._points([Copy(loop.index, k * length, length, used) for k in range(count)])
+            low = end
 
     @staticmethod
     def _block(base: str | None, count: int, lanes: int) -> list[Copy]:

@@ -77,7 +77,8 @@ def plan_nest(loop: Loop, buffers: Mapping[str, Buffer], lanes: int, exact: bool
     parallel = parallel and loop.points() > 1
     if columns is not None and columns[0] <= rows[0]:
         return _column_plan(loop, columns[1], lanes, exact, parallel)
-    return Plan(None, 1, 1, 1, 1, loop.space, _shared_axes(loop.space), False, rows[1], parallel)
+    outer = _sized_first(loop.space)
+    return Plan(None, 1, 1, 1, 1, outer, _shared_axes(outer), False, rows[1], parallel)
 
 
 def fitting_lanes(extent: int, lanes: int) -> int:
@@ -241,7 +242,7 @@ def plan_stage(stage: Stage, axis: Axis | None, lanes: int) -> StagePlan:
         return StagePlan(None, 1, 1, False)
     lanes = fitting_lanes(axis.extent, lanes)
     weight, vectors = stage_weight(stage), -(-axis.extent // lanes)
-    if vectors <= _STATIC_VECTORS and weight * vectors <= _STATIC_WEIGHT:
+    if not axis.rows and vectors <= _STATIC_VECTORS and weight * vectors <= _STATIC_WEIGHT:
         return StagePlan(axis, lanes, vectors, True)
     lanes = _wide_lanes(weight, axis.extent, lanes)
     return StagePlan(axis, lanes, _copies(weight, axis.extent // lanes), False)
@@ -259,10 +260,15 @@ def _column_plan(loop: Loop, axis: Axis, lanes: int, exact: bool, parallel: bool
     chains = 1
     if reduces and not exact and copies * reduces < 4 and max(innermost, default=0) >= 16:
         chains = 4 // (copies * reduces)
-    outer = tuple(a for a in loop.space if a != axis)
+    outer = _sized_first([a for a in loop.space if a != axis])
     shared = _shared_axes(outer)
     split = math.prod(a.extent for a in outer) < _SPLIT_ITEMS and axis.extent > lanes * copies
     return Plan(axis, lanes, narrow, copies, chains, outer, len(outer) if split else shared, split, (), parallel)
+
+
+def _sized_first(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The order of the loops: an axis of run-time extent is outermost, so that the number of points is a multiple of n."""
+    return tuple(sorted(axes, key=lambda axis: not axis.rows))
 
 
 def _shared_axes(axes: Sequence[Axis]) -> int:

@@ -15,7 +15,7 @@ from fusegraph.ir.scalar import walk
 
 def row_split(loop: Loop, plan: Plan, buffers: Mapping[str, Buffer], names: Sequence[str]) -> RowSplit | None:
     """Of a canonical loop that is run by `plan`; `names`: its buffers. None where threads share it in another way."""
-    if not plan.parallel or plan.split_vector or not plan.shared or plan.outer[0] != loop.space[0]:
+    if loop.sized or not plan.parallel or plan.split_vector or not plan.shared or plan.outer[0] != loop.space[0]:
         return None
     rows = loop.space[0]
     indices = _indices(loop)

@@ -43,7 +43,7 @@ def _split_stage(stage: Stage) -> Stage:
 
 def _parts(axis: Axis, stages: Sequence[Stage]) -> tuple[Axis, ...]:
     """The axes, outermost first, that `axis` is cut into; none if no index divides it, or not at useful places."""
-    if axis.extent < 2 * _SMALLEST:
+    if axis.extent < 2 * _SMALLEST or axis.rows:
         return ()
     chain: list[int] = []
     for block in sorted(_blocks(axis, stages)):

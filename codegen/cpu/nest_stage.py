@@ -10,9 +10,11 @@ from fusegraph.codegen.cpu.nest_plan import Plan, StagePlan, stage_weight
 from fusegraph.codegen.cpu.nest_prefetch import Prefetch
 from fusegraph.codegen.cpu.nest_reduce import Accumulator, State, combine_all
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
+from fusegraph.codegen.cpu.run_time import bound, whole_part
 from fusegraph.dtypes import bool_
 from fusegraph.ir.index import Axis, Index, row_strides
 from fusegraph.ir.loops import Stage, Store
+from fusegraph.ir.loops_text import extent_text
 from fusegraph.ir.scalar import acc
 from fusegraph.records import replace
 
@@ -117,10 +119,14 @@ class OneStage:
             return states
         if len(axes) == 1 and self._chains > 1:
             return self._in_chains(axis, states)
-        self._fn.comment(f"for {axis.name} < {axis.extent}")
-        return self._counted(0, axis.extent, 1, states, lambda name, now: self._at(axis, Position(name), axes[1:], now))
+        self._fn.comment(f"for {axis.name} < {extent_text(axis)}")
+        return self._counted(
+            0, bound(self._fn, axis), 1, states, lambda name, now: self._at(axis, Position(name), axes[1:], now)
+        )
 
     def _is_unrolled(self, axes: Sequence[Axis]) -> bool:
+        if any(axis.rows for axis in axes):
+            return False
         points = math.prod(axis.extent for axis in axes)
         vectors = len(self._e.frame.copies) if self._rows is None and self._e.frame else self._streams
         return points <= _UNROLLED_POINTS and points * vectors * self._weight <= _UNROLLED_WEIGHT
@@ -131,7 +137,9 @@ class OneStage:
                 self._e.hoist(self._roots, self._stage.stores)
             return self._inner(rest, states)
 
-    def _counted(self, low: int, high: int, step: int, states: States, body: Callable[[str, States], States]) -> States:
+    def _counted(
+        self, low: int | str, high: int | str, step: int, states: States, body: Callable[[str, States], States]
+    ) -> States:
         """A loop that carries the accumulators."""
         types = [t for _ in range(self._streams) for a in self.accumulators for t in a.types]
         flat = [value for state in states for value in state]
@@ -142,7 +150,8 @@ class OneStage:
 
     def _in_chains(self, axis: Axis, states: States) -> States:
         """The innermost reduce axis, several points at a time with accumulators of their own."""
-        chains, whole = self._chains, axis.extent // self._chains * self._chains
+        chains, extent = self._chains, bound(self._fn, axis)
+        whole = whole_part(self._fn, extent, chains)
 
         def several(name: str, now: States) -> States:
             for self._chain in range(chains):
@@ -151,7 +160,10 @@ class OneStage:
 
         self._fn.comment(f"for {axis.name} < {whole} by {chains}")
         states = self._counted(0, whole, chains, states, several)
-        for k in range(whole, axis.extent):
+        self._chain = 0
+        if not isinstance(whole, int) or not isinstance(extent, int):
+            return self._counted(whole, extent, 1, states, lambda name, now: self._at(axis, Position(name), (), now))
+        for k in range(whole, extent):
             self._chain = k - whole
             states = self._at(axis, Position(None, k), (), states)
         self._chain = 0
@@ -173,7 +185,8 @@ class OneStage:
         rows = self._rows
         assert rows is not None and self._e.frame is not None
         unit = rows.lanes * rows.copies
-        whole = 0 if rows.static else axis.extent // unit * unit
+        extent = bound(self._fn, axis)
+        whole = 0 if rows.static else whole_part(self._fn, extent, unit)
         frame = self._e.frame
 
         def block(name: str, now: States) -> States:
@@ -184,16 +197,24 @@ class OneStage:
                 return self._copies_of(copies, now)
 
         if whole:
-            self._fn.comment(f"for {axis.name} < {whole} by {unit}: {rows.copies} vectors of {rows.lanes}")
+            self._fn.comment(f"for {axis.name} < {extent_text(axis)} by {unit}: {rows.copies} vectors of {rows.lanes}")
             states = self._counted(0, whole, unit, states, block)
+        if not isinstance(whole, int) or not isinstance(extent, int):
+            return self._counted(whole, extent, 1, states, lambda name, now: self._one_point(axis, name, now))
         rest = tuple(
-            Copy(None, at, rows.lanes, min(rows.lanes, axis.extent - at))
-            for at in range(whole, axis.extent, rows.lanes)
+            Copy(None, at, rows.lanes, min(rows.lanes, extent - at)) for at in range(whole, extent, rows.lanes)
         )
         if rest:
             with self._e.framed(replace(frame, copies=rest)):
                 states = self._copies_of(rest, states)
         return states
+
+    def _one_point(self, axis: Axis, name: str, states: States) -> States:
+        """Point `name` of the stage's vector axis, alone in a vector."""
+        assert self._rows is not None and self._e.frame is not None
+        copies = (Copy(name, 0, self._rows.lanes, 1),)
+        with self._e.scope({axis: Position(name)}), self._e.framed(replace(self._e.frame, copies=copies)):
+            return self._copies_of(copies, states)
 
     def _copies_of(self, copies: Sequence[Copy | None], states: States) -> States:
         """Reduces and stores of some vectors."""
@@ -282,6 +303,6 @@ def _unflatten(values: Sequence[str], like: States) -> States:
 
 def _title(stage: Stage) -> str:
     if stage.reduces:
-        over = ", ".join(f"{axis.name} < {axis.extent}" for axis in stage.reduce_axes)
+        over = ", ".join(f"{axis.name} < {extent_text(axis)}" for axis in stage.reduce_axes)
         return f"{', '.join(f'{r.name} = {r.op}' for r in stage.reduces)} over ({over})"
     return f"store {', '.join(store.buffer for store in stage.stores)}"

@@ -27,6 +27,7 @@ def streamed_buffers(loop: Loop, program: Program) -> frozenset[str]:
     written = [name for name in loop.writes() if name not in read]
     buffers = [program.buffers[name] for name in written]
     large = {b.name for b in buffers if b.role == "output" and b.nbytes >= _LEAST_BYTES}
+    large -= program.rows.keys()  # a few rows are a small array, that may begin anywhere
     added = {store.buffer for stage in loop.stages for store in stage.stores if store.mode != "store"}
     return frozenset(large - added)
 

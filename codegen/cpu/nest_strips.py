@@ -17,6 +17,7 @@ from fusegraph.codegen.cpu.nest_plan import Plan
 from fusegraph.codegen.cpu.nest_reduce import Accumulator
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes, stage_roots
 from fusegraph.codegen.cpu.nest_stage import OneStage, StageWriter, States
+from fusegraph.codegen.cpu.run_time import bound, whole_part
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Stage
 from fusegraph.ir.scalar import walk
@@ -40,7 +41,7 @@ class Strips:
 
 def plan_strips(loop: Loop, plan: Plan, exact: bool) -> Strips | None:
     """For a loop over columns (of each block of rows, or alone), whose first stage reduces over rows; None for any other."""
-    if plan.axis is None or (plan.outer and plan.split_vector) or exact or not loop.stages[0].reduces:
+    if plan.axis is None or plan.axis.rows or (plan.outer and plan.split_vector) or exact or not loop.stages[0].reduces:
         return None
     first, *others = loop.stages
     if first.axes or any(inner_axes(stage) for stage in others):
@@ -100,15 +101,21 @@ class StripWriter:
         """Loops over the reduced axes; strips of the last one."""
         axis, rest = axes[0], axes[1:]
         step = 1 if rest else _ROWS
-        whole = axis.extent // step * step
+        extent = bound(self._fn, axis)
+        whole = whole_part(self._fn, extent, step)
         with self._fn.loop(0, whole, step) as loop:
             if rest:
                 with self._e.scope({axis: Position(loop.index)}):
                     self._rows(rest)
             else:
                 self._strip([{axis: Position(loop.index, row)} for row in range(step)])
-        if whole < axis.extent:
-            self._strip([{axis: Position(None, row)} for row in range(whole, axis.extent)])
+        if rest:
+            return
+        if not isinstance(whole, int) or not isinstance(extent, int):
+            with self._fn.loop(whole, extent) as loop:
+                self._strip([{axis: Position(loop.index)}])
+        elif whole < extent:
+            self._strip([{axis: Position(None, row)} for row in range(whole, extent)])
 
     def _strip(self, rows: Sequence[dict[Axis, Position]]) -> None:
         """Some rows: what does not depend on the column first, then column by column."""

@@ -25,10 +25,12 @@ from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_plan import Plan, fitting_lanes, plan_stage, stage_weight
 from fusegraph.codegen.cpu.nest_rewrite import inner_axes
 from fusegraph.codegen.cpu.nest_stage import StageWriter
+from fusegraph.codegen.cpu.run_time import bound, whole_part
 from fusegraph.dtypes import bool_
 from fusegraph.errors import CompilerError
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program, Stage
+from fusegraph.ir.loops_text import extent_text
 from fusegraph.ir.scalar import Expr, op
 from fusegraph.records import replace
 
@@ -95,8 +97,8 @@ class _Scatter:
         self._e_hoist()
         if shared and self._outermost_is_disjoint():
             axis = self._outer[0]
-            low, high = thread_share(self._fn, axis.extent, True)
-            self._fn.comment(f"for {axis.name} < {axis.extent}: this thread's part")
+            low, high = thread_share(self._fn, bound(self._fn, axis), True)
+            self._fn.comment(f"for {axis.name} < {extent_text(axis)}: this thread's part")
             with self._fn.loop(low, high) as loop, self._e.scope({axis: Position(loop.index)}):
                 self._e_hoist()
                 self._loops(self._outer[1:], None)
@@ -113,8 +115,9 @@ class _Scatter:
     def _search(self, axis: Axis, factor: Expr, body: Callable[[], None]) -> None:
         """A loop over `axis`: `body` where `factor`, the last of whose axes it is, is not zero."""
         fn, lanes = self._fn, self._lanes
-        whole = axis.extent // lanes * lanes
-        fn.comment(f"for {axis.name} < {axis.extent}: where {factor} is not zero")
+        extent = bound(fn, axis)
+        whole = whole_part(fn, extent, lanes)
+        fn.comment(f"for {axis.name} < {extent_text(axis)}: where {factor} is not zero")
         with fn.loop(0, whole, lanes) as loop:
             copy = Copy(loop.index, 0, lanes, lanes)
             with self._e.scope({axis: Position(loop.index)}), self._e.framed(Frame(axis, lanes, False, (copy,))):
@@ -126,13 +129,21 @@ class _Scatter:
                     self._e_hoist()
                     body()
                 one.next(fn.op(f"and i64 {one.phis[0]}, {fn.op(f'sub i64 {one.phis[0]}, 1')}"))
-        for place in range(whole, axis.extent):
-            with self._e.scope({axis: Position(None, place)}):
-                value = self._e.value(factor)
-                kept = value if factor.dtype == bool_ else fn.compare("une", _LLVM[factor.dtype.name], value, "0.0")
-                with fn.if_(kept), self._e.scope({}):
-                    self._e_hoist()
-                    body()
+        if isinstance(whole, int) and isinstance(extent, int):
+            for place in range(whole, extent):
+                self._look_at(axis, Position(None, place), factor, body)
+            return
+        with fn.loop(whole, extent) as loop:
+            self._look_at(axis, Position(loop.index), factor, body)
+
+    def _look_at(self, axis: Axis, position: Position, factor: Expr, body: Callable[[], None]) -> None:
+        """`body` at a position if `factor` is not zero there."""
+        with self._e.scope({axis: position}):
+            value = self._e.value(factor)
+            kept = value if factor.dtype == bool_ else self._fn.compare("une", _LLVM[factor.dtype.name], value, "0.0")
+            with self._fn.if_(kept), self._e.scope({}):
+                self._e_hoist()
+                body()
 
     def _bits(self, values: str, factor: Expr) -> str:
         """Which lanes are not zero, as the bits of an i64."""
@@ -147,8 +158,8 @@ class _Scatter:
 
     def _inner_loops(self, axes: Sequence[Axis], owner: Index | None) -> None:
         if axes:
-            self._fn.comment(f"for {axes[0].name} < {axes[0].extent}")
-            with self._fn.loop(0, axes[0].extent) as loop, self._e.scope({axes[0]: Position(loop.index)}):
+            self._fn.comment(f"for {axes[0].name} < {extent_text(axes[0])}")
+            with self._fn.loop(0, bound(self._fn, axes[0])) as loop, self._e.scope({axes[0]: Position(loop.index)}):
                 self._e_hoist()
                 self._loops(axes[1:], owner)
             return

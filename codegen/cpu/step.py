@@ -2,13 +2,15 @@
 
 table[0]  the arena        table[1]  thread 0's workspace (the others follow, `workspace_bytes` apart)
 table[2]  set to 1 + the number of a guard that failed (then nothing has been changed)
-table[3+] addresses of inputs, states and outputs, in the order of the memory plan
+table[3]  n, the number of rows of this call, where axes have an extent that is known at run time only
+table[4+] addresses of inputs, states and outputs, in the order of the memory plan
 
 All threads run the same function. Between two kernels there is a barrier only where one needs what another thread wrote.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -23,6 +25,7 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
+from fusegraph.codegen.cpu.run_time import SIZE, Refused, product, whole_part
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_calls import call_kernels
 from fusegraph.codegen.cpu.step_clock import StepClock
@@ -32,7 +35,9 @@ from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan
 from fusegraph.ir.loops import Guard, Loop, Program
 from fusegraph.records import dataclass, replace
 
-TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3
+TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_SIZE, TABLE_FIRST = 0, 1, 2, 3, 4
+
+SMALL_PRODUCT = 4096  # elements of a result that a plain nest computes as well
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,17 @@ class StepCode:
 
 
 def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, exact: bool) -> EmittedKernel:
-    """One Loop as a function of `module`, by the emitter of its schedule."""
+    """One Loop as a function of `module`, by the emitter of its schedule.
+
+    Raises Refused where a product over an axis of run-time extent would have to run as a plain nest.
+    """
     if loop.schedule == "contract":
         made = emit_contract(module, loop, program, vector_bits, exact=exact)
         if made is not None:
             return made
-    if not exact and (made := emit_winners(module, loop, program, vector_bits)) is not None:
+        if loop.sized and loop.points() > SMALL_PRODUCT:
+            raise Refused(f"{loop.name} is a product or convolution that is planned for one number of rows")
+    if not exact and not loop.sized and (made := emit_winners(module, loop, program, vector_bits)) is not None:
         return made
     if loop.schedule == "scatter":
         return emit_scatter(module, loop, program, vector_bits, exact=exact)
@@ -83,7 +93,7 @@ def emit_step(
 ) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
-    data_field: the table has the addresses of objects from table[3] on; in each the address wanted stands so many bytes in.
+    data_field: the table has the addresses of objects from table[4] on; in each the address wanted stands so many bytes in.
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py), and runs
     kernels one after another, none block by block (see stretches.py).
     take: is given the IR part by part, as it is written: modules that make up the step when they are linked.
@@ -118,10 +128,11 @@ def _placed(
 def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program, dict[str, list[Halo]]]:
     """`program` with its temps as they lie in memory: positions in 32 bits, images in blocks with borders of zeros.
 
-    Also the borders, by the loop that writes them. Loops keep their names, their number and their order.
+    Also the borders, by the loop that writes them. Loops keep their names, their number and their order. Images whose number is
+    known at run time only lie in memory as everything else does.
     """
     program = narrow_positions(program)
-    if exact:
+    if exact or program.rows:
         return program, {}
     blocked = batch_blocked(program, vector_bits)
     changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
@@ -193,8 +204,10 @@ def _emit_driver(
     address |= {name: fn.gep(arena, offset, "i8") for name, offset in memory.arena.items()}
     address |= {name: fn.gep(mine, offset, "i8") for name, offset in memory.locals.items()}
     scratch = fn.gep(mine, memory.local_bytes, "i8")
+    if program.rows:
+        fn.emit(f"{SIZE} = load i64, ptr {fn.gep('%table', TABLE_SIZE, 'i64')}, align 8")
     for number, (guard, name) in enumerate(zip(program.guards, guards, strict=True)):
-        _call_guard(fn, name, address[guard.buffer], number)
+        _call_guard(fn, name, address[guard.buffer], number, guard.buffer in program.rows)
     stamps = None
     if clock is not None:
         stamps = StepClock(fn, clock, TABLE_FIRST + len(memory.externals), len(kernels))
@@ -203,8 +216,8 @@ def _emit_driver(
     return barriers
 
 
-def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int) -> None:
-    bad = fn.op(f"call i1 @{name}(ptr {pointer})")
+def _call_guard(fn: FunctionBuilder, name: str, pointer: str, number: int, sized: bool) -> None:
+    bad = fn.op(f"call i1 @{name}(ptr {pointer}{f', i64 {SIZE}' if sized else ''})")
     with fn.if_(bad):
         fn.store("i64", number + 1, fn.gep("%table", TABLE_ERROR, "i64"))
         fn.ret()
@@ -219,19 +232,31 @@ def _emit_guard(module: Module, guard: Guard, number: int, program: Program) -> 
     buffer = program.buffers[guard.buffer]
     kind = _LLVM_INTEGER[buffer.dtype.name]
     signed = buffer.dtype.kind == "i"
-    fn = FunctionBuilder(f"guard{number}", ["ptr noalias readonly %p"], returns="i1")
+    rows = program.rows.get(guard.buffer, 0)
+    params = ["ptr noalias readonly %p", *([f"i64 {SIZE}"] if rows else [])]
+    fn = FunctionBuilder(f"guard{number}", params, returns="i1")
     lanes = 8
     vector = f"<{lanes} x {kind}>"
-    whole = buffer.size // lanes * lanes
+    count = product(fn, (rows * math.prod(buffer.shape[1:]), SIZE)) if rows else buffer.size
+    whole = whole_part(fn, count, lanes)
     with fn.loop(0, whole, lanes, carried=[(f"<{lanes} x i1>", "zeroinitializer")]) as loop:
         value = fn.load(vector, fn.gep("%p", loop.index, kind), buffer.dtype.itemsize)
         outside = _outside(fn, guard, vector, value, signed, f"splat ({kind} ", ")")
         loop.next(fn.op(f"or <{lanes} x i1> {loop.phis[0]}, {outside}"))
     found = fn.op(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {loop.results[0]})")
     fn.declare(f"llvm.vector.reduce.or.v{lanes}i1", f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)")
-    for element in range(whole, buffer.size):
+
+    def one(element: int | str, found: str) -> str:
         value = fn.load(kind, fn.gep("%p", element, kind), buffer.dtype.itemsize)
-        found = fn.op(f"or i1 {found}, {_outside(fn, guard, kind, value, signed, '', '')}")
+        return fn.op(f"or i1 {found}, {_outside(fn, guard, kind, value, signed, '', '')}")
+
+    if isinstance(whole, int) and isinstance(count, int):
+        for element in range(whole, count):
+            found = one(element, found)
+    else:
+        with fn.loop(whole, count, carried=[("i1", found)]) as last:
+            last.next(one(last.index, last.phis[0]))
+        (found,) = last.results
     fn.ret("i1", found)
     module.add(fn)
     return fn.name

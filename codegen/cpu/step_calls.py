@@ -8,10 +8,11 @@ from fusegraph.codegen.cpu.barriers import barriers_before
 from fusegraph.codegen.cpu.irtext import FunctionBuilder
 from fusegraph.codegen.cpu.kernel import EmittedKernel
 from fusegraph.codegen.cpu.nest import thread_share
+from fusegraph.codegen.cpu.run_time import SIZE
 from fusegraph.codegen.cpu.step_clock import ARRIVED, BEGUN, ENDED, StepClock
 from fusegraph.codegen.cpu.stretches import Stretch
 from fusegraph.codegen.memory import MemoryPlan
-from fusegraph.ir.loops import Program
+from fusegraph.ir.loops import Loop, Program
 
 
 def call_kernels(
@@ -25,7 +26,7 @@ def call_kernels(
     stamps: StepClock | None = None,
 ) -> int:
     """Calls in order, with the barriers between them; gives how many there are."""
-    calls = [_Call(kernel, address, scratch) for kernel in kernels]
+    calls = [_Call(kernel, loop, address, scratch) for kernel, loop in zip(kernels, program.loops, strict=True)]
     whole = {stretch.first: stretch for stretch in stretches}
     rest = {number for stretch in stretches for number in stretch.kernels()[1:]}
     met = 0
@@ -53,9 +54,10 @@ def call_kernels(
 class _Call:
     """A call of a kernel, but for which part of the work it is to do."""
 
-    def __init__(self, kernel: EmittedKernel, address: Mapping[str, str], scratch: str) -> None:
+    def __init__(self, kernel: EmittedKernel, loop: Loop, address: Mapping[str, str], scratch: str) -> None:
         pointers = [*(address[name] for name in kernel.buffers), scratch]
         self._text = f"call void @{kernel.name}({', '.join(f'ptr {pointer}' for pointer in pointers)}"
+        self._end = f", i64 {SIZE})" if loop.sized else ")"
 
     def write_whole(self, fn: FunctionBuilder, parallel: bool) -> None:
         """This thread's part, or all of it by thread 0."""
@@ -67,7 +69,7 @@ class _Call:
 
     def write(self, fn: FunctionBuilder, part: str | int, parts: str | int) -> None:
         """The part that thread `part` of `parts` would do."""
-        fn.emit(f"{self._text}, i64 {part}, i64 {parts})")
+        fn.emit(f"{self._text}, i64 {part}, i64 {parts}{self._end}")
 
 
 def _in_blocks(fn: FunctionBuilder, stretch: Stretch, names: Sequence[str], calls: Sequence[_Call]) -> None:

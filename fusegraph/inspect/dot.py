@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusegraph.ir.graph import Graph
 from fusegraph.ir.loops import Program
+from fusegraph.ir.loops_text import extent_text
 from fusegraph.ir.primitives import PRIMITIVES
 from fusegraph.ir.text import type_text
 
@@ -57,7 +58,7 @@ def program_dot(program: Program) -> str:
             )
     made: dict[str, str] = {}
     for loop in program.loops:
-        space = " x ".join(f"{axis.name}<{axis.extent}" for axis in loop.space)
+        space = " x ".join(f"{axis.name}<{extent_text(axis)}" for axis in loop.space)
         lines.append(_kernel_line(loop.name, space, loop.schedule))
         for name in loop.reads():
             buffer = program.buffers[name]

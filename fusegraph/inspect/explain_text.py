@@ -36,6 +36,8 @@ def headline(program: Report) -> str:
     totals = program["totals"]
     phase = "" if program["phase"] == "step" else f" ({program['phase']})"
     head = f"{program['name']}{phase}: {totals['operations']} operations in {totals['kernels']} kernels"
+    if "axis" in program:
+        head = f"{head} ({program['axis']})"
     if program["backend"] == "reference":
         return f"{head} when compiled; the reference runs them one at a time"
     return f"{head}, one call ({program['backend']})"

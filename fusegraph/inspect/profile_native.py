@@ -15,7 +15,7 @@ import numpy as np
 from fusegraph.errors import UnsupportedError
 from fusegraph.records import replace
 from fusegraph.runtime import llvm
-from fusegraph.runtime.executable import TABLE_ERROR, TABLE_FIRST, NativeStep, Slot, address_of
+from fusegraph.runtime.executable import TABLE_ERROR, TABLE_FIRST, TABLE_SIZE, NativeStep, Slot, address_of
 from fusegraph.runtime.pool import default_pool
 from fusegraph.runtime.threads import get_num_threads
 
@@ -50,6 +50,9 @@ class TimedStep(NativeStep):
         self.threads = threads
         self.stamps = np.zeros((threads, len(layout.kernels), STAMPS), np.int64)
         self.table[TABLE_FIRST + len(layout.slots)] = address_of(self.stamps)
+        running: Any = artifact.executable
+        self.table[TABLE_SIZE] = self.size = running.size
+        self.constants = running.constants
         self._grow(threads)
         self._bound = default_pool().bind(self.code.address("step"), owner=self.code)
 
@@ -60,7 +63,7 @@ class TimedStep(NativeStep):
         found = np.zeros((steps, *self.stamps.shape), np.int64)
         made = [np.empty(shape, dtype) for _, shape, dtype in self.outputs]
         places = [*self.input_places, *(place for place, _, _ in self.outputs)]
-        for place, array in zip(places, [*inputs, *made], strict=True):
+        for place, array in zip(places, [*inputs, *self.constants, *made], strict=True):
             self.table[place] = self.address_of(array)
         for step in range(-warm_up, steps):
             self._bound(self.pointer, self.threads)

@@ -21,6 +21,7 @@ stages only. A value that a store wrote may be loaded by later stages of the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 from fusegraph.dtypes import DType
@@ -130,6 +131,12 @@ class Loop:
     def _writes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(store.buffer for stage in self.stages for store in stage.stores))
 
+    @cached_property
+    def sized(self) -> bool:
+        """Whether an axis has an extent that is known at run time only."""
+        axes = (*self.space, *(axis for stage in self.stages for axis in (*stage.axes, *stage.reduce_axes)))
+        return any(axis.rows for axis in axes)
+
     def points(self) -> int:
         """Points of `space`."""
         return math.prod(axis.extent for axis in self.space)
@@ -147,6 +154,9 @@ class Program:
 
     `inputs` and `outputs` name buffers in the order of arguments and results. A state that the step updates has one buffer:
     kernels read the old value from it and write the new one into it.
+
+    rows  inputs and outputs whose first axis has an extent that is known at run time only, and how many elements of it there
+          are for each of the n rows of a call: buffers are laid out for the largest n
     """
 
     name: str
@@ -156,6 +166,7 @@ class Program:
     outputs: tuple[str, ...]
     guards: tuple[Guard, ...] = ()
     checks: tuple[Check, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     def with_loops(self, loops: tuple[Loop, ...]) -> Program:
         """The same program with other kernels."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program, Stage
 from fusegraph.ir.scalar import Expr, walk
 
 
 def _axes(axes: tuple) -> str:  # type: ignore[type-arg]
-    return ", ".join(f"{axis.name} < {axis.extent}" for axis in axes)
+    return ", ".join(f"{axis.name} < {extent_text(axis)}" for axis in axes)
+
+
+def extent_text(axis: Axis) -> str:
+    """A number, or "n<=64": known at run time, at most 64."""
+    if not axis.rows:
+        return str(axis.extent)
+    return f"{'' if axis.rows == 1 else f'{axis.rows} '}n<={axis.extent}"
 
 
 def _names(stage: Stage) -> tuple[dict[Expr, str], list[str]]:

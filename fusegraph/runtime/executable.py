@@ -7,6 +7,7 @@ with its memory: `run(inputs)` fills the table, calls, and gives the outputs.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -83,7 +84,7 @@ class StepLayout:
         )
 
 
-TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_FIRST = 0, 1, 2, 3  # as in codegen.cpu.step
+TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_SIZE, TABLE_FIRST = 0, 1, 2, 3, 4  # as in codegen.cpu.step
 
 
 def address_of(array: Array) -> int:
@@ -118,12 +119,16 @@ class NativeStep:
     twice                  for each result which of the outputs it is, whether that was given out before, its shape; None: each once
     entry, address_of      what stands in the table for an array: Python text, and the function that it calls
     held                   see `run`
+    size, constants        see runtime/sized.py
     """
+
+    size = 0
+    constants: Sequence[Array] = ()
 
     def __init__(
         self, code: bytes | Sequence[bytes], layout: StepLayout, shapes: Sequence[tuple[int, ...]] | None = None
     ) -> None:
-        self.layout = layout
+        self.layout, self._room = layout, 0
         self.code = llvm.load(code, ("step",))
         self.arena = Arena(layout.arena_bytes)
         self.lock = threading.Lock()
@@ -134,17 +139,22 @@ class NativeStep:
         by_address = layout.data_field is None
         self.entry = "address_of({})" if by_address else "id({})"
         self.address_of: Callable[[Any], int] = address_of if by_address else id
-        place = {slot.name: TABLE_FIRST + i for i, slot in enumerate(layout.slots)}
         self._slots = {slot.name: slot for slot in layout.slots}
+        self._place_arguments(shapes)
+        self._workspace: Arena | None = None
+        self.bound = default_pool().bind(self.code.address("step"), owner=self.code)
+        self.choice = ThreadChoice(self.bound, prepare=self._grow)
+        _steps.add(self)
+
+    def _place_arguments(self, shapes: Sequence[tuple[int, ...]] | None) -> None:
+        """Where inputs and outputs stand in the table."""
+        layout = self.layout
+        place = {slot.name: TABLE_FIRST + i for i, slot in enumerate(layout.slots)}
         self.input_places = [place[name] for name in layout.inputs]
         wanted = shapes or [self._slots[name].shape for name in layout.outputs]
         self.outputs, self.twice = _outputs_of(layout, wanted, place)
         self.memories = [output_memory(shape, dtype) for _, shape, dtype in self.outputs]
         self.held: Sequence[Array] = ()
-        self._workspace: Arena | None = None
-        bound = default_pool().bind(self.code.address("step"), owner=self.code)
-        self.choice = ThreadChoice(bound, prepare=self._grow)
-        _steps.add(self)
 
     def run(self, inputs: Sequence[Array], held: Sequence[Array] = ()) -> list[Array]:
         """Run the step on arrays in the order of `layout.inputs` (C-contiguous, of the right types); states change in place.
@@ -187,7 +197,7 @@ class NativeStep:
     def _check(self, inputs: Sequence[Array]) -> None:
         from fusegraph.runtime.guards import check_computed
 
-        arrays = dict(zip(self.layout.inputs, inputs, strict=True))
+        arrays = dict(zip(self.layout.inputs, [*inputs, *self.constants], strict=True))
         for check in self.layout.checks:
             check_computed(check, arrays)
 
@@ -197,16 +207,25 @@ class NativeStep:
         from fusegraph.ir.loops import Buffer
         from fusegraph.runtime.guards import check_guard
 
-        arrays = dict(zip(self.layout.inputs, inputs, strict=True))
+        arrays = dict(zip(self.layout.inputs, [*inputs, *self.constants], strict=True))
         for guard in self.layout.guards:
-            slot = self._slots[guard.buffer]
-            check_guard(guard, Buffer(slot.name, slot.shape, np.dtype(slot.dtype), slot.role), arrays[guard.buffer])
+            slot, array = self._slots[guard.buffer], arrays[guard.buffer]
+            shape = (array.size // math.prod(slot.shape[1:]), *slot.shape[1:]) if self.size else slot.shape
+            check_guard(guard, Buffer(slot.name, shape, np.dtype(slot.dtype), slot.role), array)
         raise CompilerError("a check of an index argument failed in native code, but not in numpy")
 
     def _grow(self, threads: int) -> None:
         """A workspace for each thread (called before a step first runs on so many)."""
         self._workspace = Arena(self.layout.workspace_bytes * threads + CACHE_LINE)
+        self._room = threads
         self.table[TABLE_WORKSPACE] = self._workspace.address
+
+    def workspace_for(self, threads: int) -> Arena:
+        """Memory for so many threads, made anew only if there is less so far."""
+        if self._workspace is None or self._room < threads:
+            self._grow(threads)
+        assert self._workspace is not None
+        return self._workspace
 
     def _after_fork(self) -> None:
         if self.lock.locked():  # by a thread that the child does not have
