@@ -122,7 +122,8 @@ def test_random_graphs_hold_every_primitive() -> None:
         verify(graph)
         assert [array.shape for array in arrays] == [node.shape for node in graph.inputs]
         seen.update(node.op for node in graph.nodes)
-    assert set(PRIMITIVES) <= set(seen), sorted(set(PRIMITIVES) - set(seen))
+    written_by_hand = set(PRIMITIVES) - {"after"}  # that one is for the compiler (tests/test_memory_budget.py)
+    assert written_by_hand <= set(seen), sorted(written_by_hand - set(seen))
 
 
 def test_random_graphs_are_the_same_for_the_same_seed() -> None:

@@ -44,7 +44,7 @@ def plan_strips(loop: Loop, plan: Plan, exact: bool) -> Strips | None:
     if plan.axis is None or plan.axis.rows or (plan.outer and plan.split_vector) or exact or not loop.stages[0].reduces:
         return None
     first, *others = loop.stages
-    if first.axes or any(inner_axes(stage) for stage in others):
+    if first.axes or not first.reduce_axes or any(inner_axes(stage) for stage in others):
         return None
     if any(reduce.op.startswith("arg") or reduce.value.dtype.kind == "b" for reduce in first.reduces):
         return None
