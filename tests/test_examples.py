@@ -129,7 +129,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("minitorch", "reference"),
         ("lenet", "reference"),
         pytest.param("minitorch", "numba", marks=pytest.mark.slow),
-        pytest.param("lenet", "numba", marks=pytest.mark.slow),
     ],
 )
 def test_mnist_first_losses_do_not_depend_on_how_it_runs(name: str, backend: str, small: Path, out: Path) -> None:

@@ -52,7 +52,8 @@ def test_a_compiled_function_lists_its_versions() -> None:
     function(X[:2])
     page = function._repr_html_()
     assert len(tree_of(page).findall(".//tbody/tr")) == 2
-    assert "x float32[2, 6]" in texts(page) and "argument `x` axis 0 was 4, now 2" in texts(page)
+    assert "x float32[4, 6]" in texts(page)
+    assert "argument `x` axis 0 was 4, now 2; axis 0 at run time, up to 4" in texts(page)
 
 
 def test_a_small_graph_is_drawn_and_a_large_one_counted() -> None:
