@@ -86,3 +86,12 @@ def test_double_precision_and_flags():
     assert np.array_equal(doubled.numpy(), 2 * x.numpy())
     assert np.array_equal(positive.numpy(), x.numpy() > 0)
     assert _streamed(compiled) > 0
+
+
+def test_profile_gives_the_code_memory_as_it_needs_it():
+    """Stores past the caches to memory that starts anywhere would end the process."""
+    compiled = fg.compile(lambda x: x * 2.0 + 1.0)
+    x = fg.ones(2048, 1024)
+    for _ in range(3):
+        assert "GB/s" in str(compiled.profile(x, steps=3))
+    assert _streamed(compiled) > 0

@@ -61,7 +61,7 @@ class TimedStep(NativeStep):
         if self.layout.checks:
             self._check(inputs)
         found = np.zeros((steps, *self.stamps.shape), np.int64)
-        made = [np.empty(shape, dtype) for _, shape, dtype in self.outputs]
+        made = self.new_outputs()
         places = [*self.input_places, *(place for place, _, _ in self.outputs)]
         for place, array in zip(places, [*inputs, *self.constants, *made], strict=True):
             self.table[place] = self.address_of(array)

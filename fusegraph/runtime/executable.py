@@ -171,17 +171,22 @@ class NativeStep:
                 self.hold(held)
             for place, array in zip(self.input_places, inputs):  # held ones follow
                 table[place] = self.address_of(array)
-            results = []
-            for (place, shape, dtype), memory in zip(self.outputs, self.memories):
-                made = np.empty(shape, dtype) if memory is None else memory.make()
+            results = self.new_outputs()
+            for (place, _, _), made in zip(self.outputs, results):
                 table[place] = self.address_of(made)
-                results.append(made)
             self.choice.call(self.pointer)
             if table[TABLE_ERROR]:
                 self.explain_guard([*inputs, *held])
         if self.twice is not None:
             results = [results[i].copy().reshape(shape) if again else results[i] for i, again, shape in self.twice]
         return results
+
+    def new_outputs(self) -> list[Array]:
+        """Arrays for the outputs, as the code needs them: large ones start at a cache line. Under the lock."""
+        return [
+            np.empty(shape, dtype) if memory is None else memory.make()
+            for (_, shape, dtype), memory in zip(self.outputs, self.memories)
+        ]
 
     def input_dtype(self, number: int) -> np.dtype[Any]:
         """What the array given as that input must hold."""
