@@ -78,70 +78,128 @@ def four_cores(free_choice, monkeypatch):
     monkeypatch.setattr(threads, "available_cores", lambda: 4)
 
 
+SCALES = [1e-6, 1e-4, 1e-2]  # seconds of a call at one: short steps, and one whose blocks are single calls
+
+
+def _run(choice: ThreadChoice, step: FakeStep, calls: int) -> list[int]:
+    """The counts of so many calls."""
+    start = len(step.calls)
+    for _ in range(calls):
+        choice.call(99)
+    return step.calls[start:]
+
+
+def _at(scale: float, seconds: dict[int, float]) -> dict[int, float]:
+    return {count: scale * time for count, time in seconds.items()}
+
+
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
     ("seconds", "kept"),
     [({4: 1.0, 1: 1.5}, 4), ({4: 1.5, 1: 1.0}, 1), ({4: 1.0, 1: 9.0}, 4), ({4: 9.0, 1: 1.0}, 1), ({4: 1.0, 1: 1.0}, 4)],
 )
-def test_choice_keeps_the_faster_count(four_cores, monkeypatch, seconds, kept):
-    step = FakeStep(monkeypatch, seconds)
+def test_choice_keeps_the_faster_count(four_cores, monkeypatch, seconds, kept, scale):
+    step = FakeStep(monkeypatch, _at(scale, seconds))
     choice = ThreadChoice(step)
-    for _ in range(90):
-        choice(99)
-    assert choice.threads == kept and not choice.fixed
-    assert set(step.calls[:10]) == {1, 4}, "both are tried"
-    assert step.calls[30:70] == [kept] * 40
-    decisive = max(seconds.values()) > 2 * min(seconds.values())
-    assert step.calls[:70].count(5 - kept) <= (5 if decisive else 11), "a trial stays short"
-    for _ in range(2000):
-        choice(99)
+    assert not choice.settled
+    first = _run(choice, step, 54)
+    assert choice.threads == kept and not choice.fixed and choice.settled
+    assert set(first[:10]) == {1, 4}, "both are tried"
+    if kept == 4:
+        assert first.count(1) <= 6, "a trial that changes nothing has one round"
+    _run(choice, step, 3000)
+    began, assigned = step.now, len(step.calls)
+    _run(choice, step, 10000)
     assert choice.threads == kept
-    assert step.calls[70:].count(5 - kept) <= 6 * 9, "trials become rare"
+    best = seconds[kept] * scale * (len(step.calls) - assigned)
+    assert step.now - began <= 1.011 * best, "trials take one per cent of the time"
 
 
-def test_a_first_trial_that_was_disturbed_is_soon_corrected(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 3.0, 1: 1.5})  # the workers share a core with the caller
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_first_trial_that_was_disturbed_is_soon_corrected(four_cores, monkeypatch, scale):
+    step = FakeStep(monkeypatch, _at(scale, {4: 3.1, 1: 1.5}))  # the workers share a core with the caller
     choice = ThreadChoice(step)
-    for _ in range(30):
-        choice(99)
-    assert choice.threads == 1
-    step.seconds[4] = 1.0
-    for _ in range(100):
-        choice(99)
+    _run(choice, step, 20)
+    assert choice.threads == 1, "after three rounds, as it is so clear"
+    step.seconds[4] = 1.0 * scale
+    _run(choice, step, 100)
     assert choice.threads == 4
 
 
-def test_choice_is_checked_again_after_about_a_thousand_calls(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("disturbed", [30, 300, 3000])
+def test_the_count_recovers_soon_after_a_neighbour_has_gone(four_cores, monkeypatch, scale, disturbed):
+    quiet, busy = _at(scale, {4: 1.0, 1: 1.8}), _at(scale, {4: 3.0, 1: 1.8})
+    step = FakeStep(monkeypatch, dict(quiet))
     choice = ThreadChoice(step)
+    _run(choice, step, 2000)
+    assert choice.threads == 4
+    step.seconds = busy
+    during = _run(choice, step, 300 + disturbed)
+    assert choice.threads == 1 and set(during[-disturbed // 10 :]) <= {1, 4}
+    step.seconds = quiet
+    _run(choice, step, max(300, int(1.5e-3 / scale)))
+    assert choice.threads == 4, "within 300 calls, or 1.5 ms"
+    assert _run(choice, step, 100).count(4) >= 88
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_one_thread_that_becomes_better_is_found(four_cores, monkeypatch, scale):
+    step = FakeStep(monkeypatch, _at(scale, {4: 1.0, 1: 1.5}))
+    choice = ThreadChoice(step)
+    _run(choice, step, 500)
+    step.seconds[1] = 0.9 * scale  # the kept count is as fast as ever, so that nothing hints at it
+    _run(choice, step, 1100)
+    assert choice.threads == 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_trial_comes_forward_when_the_speed_changes(four_cores, monkeypatch, scale):
+    step = FakeStep(monkeypatch, _at(scale, {4: 1.0, 1: 1.5}))
+    choice = ThreadChoice(step)
+    _run(choice, step, 20_000)
+    assert choice.threads == 4
+    _run(choice, step, next(n for n in range(3000) if 1 in _run(choice, step, 1)))  # a regular trial: none is due soon
+    _run(choice, step, 20)
+    step.seconds[4] = 1.7 * scale
+    _run(choice, step, 600 if scale == 1e-6 else 70)
+    assert choice.threads == 1
+
+
+def test_a_machine_that_is_never_calm_costs_twice_as_much(four_cores, monkeypatch):
+    step = FakeStep(monkeypatch, {4: 1e-4, 1: 2e-4})
+    choice = ThreadChoice(step)
+    rng = np.random.default_rng(0)
+    _run(choice, step, 200)
+    tried = 0
     for _ in range(500):
-        choice(99)
-    step.seconds[1] = 0.9  # the kept count is as fast as ever, but one thread has become better
-    for _ in range(1000):
-        choice(99)
-    assert choice.threads == 1
-    assert step.calls[-1] == 1
+        step.seconds = _at(float(rng.uniform(0.5, 2.0)), {4: 1e-4, 1: 2e-4})
+        tried += _run(choice, step, 20).count(1)
+    assert choice.threads == 4 and tried <= 0.025 * 10_000
 
 
-def test_choice_is_checked_at_once_when_the_time_doubles(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
+def test_slow_calls_now_and_then_change_nothing(four_cores, monkeypatch):
+    step = FakeStep(monkeypatch, {4: 1e-4, 1: 1.5e-4})
     choice = ThreadChoice(step)
-    for _ in range(100):
-        choice(99)
-    assert choice.threads == 4
-    step.seconds[4] = 2.5  # a neighbour has become busy
-    for _ in range(90):
-        choice(99)
-    assert choice.threads == 1
-
-
-def test_one_slow_call_changes_nothing(four_cores, monkeypatch):
-    step = FakeStep(monkeypatch, {4: 1.0, 1: 1.5})
-    choice = ThreadChoice(step)
-    for call in range(600):
-        step.seconds[4] = 50.0 if call >= 30 and call % 32 == 0 else 1.0
+    rng = np.random.default_rng(0)
+    for call in range(6000):
+        hit = rng.random() < 0.15  # a third of all blocks has such a call
+        step.seconds = _at(float(rng.uniform(2.0, 50.0)) if hit else 1.0, {4: 1e-4, 1: 1.5e-4})
         choice(99)
         assert call < 30 or choice.threads == 4
-    assert step.calls[30:].count(1) <= 3 * 9  # of the trials that come anyway
+    assert step.calls.count(1) <= 300
+
+
+def test_counts_that_are_as_good_do_not_take_turns(four_cores, monkeypatch):
+    step = FakeStep(monkeypatch, {4: 1e-4, 1: 1e-4})
+    choice = ThreadChoice(step)
+    rng = np.random.default_rng(0)
+    kept = [4]
+    for _ in range(20_000):
+        step.seconds = {count: 1e-4 * float(rng.uniform(1.0, 1.2)) for count in (1, 4)}
+        choice(99)
+        kept += [choice.threads] if choice.threads != kept[-1] else []
+    assert len(kept) <= 3
 
 
 def test_a_count_that_was_asked_for_is_obeyed_exactly(four_cores, monkeypatch):
