@@ -6,7 +6,8 @@ that the same kernel reads for the last time and writes for the first time, elem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program, Store
@@ -23,7 +24,7 @@ class MemoryPlan:
     """externals: buffers whose address is in the table (inputs, states, outputs), in table order.
 
     arena: temp -> byte offset; arena_bytes: its size; unshared_bytes: what the temps would take without sharing.
-    locals: local -> byte offset in a thread's workspace; local_bytes: their size.
+    locals: local, or temp of a thread's own -> byte offset in a thread's workspace; local_bytes: their size.
     """
 
     externals: tuple[str, ...]
@@ -39,15 +40,16 @@ def plan_memory(
     in_place: Callable[[Loop], bool] = lambda loop: True,
     phases: Sequence[int] = (),
     together: Sequence[range] = (),
+    own: Mapping[str, int] = MappingProxyType({}),
 ) -> MemoryPlan:
     """Places for all buffers of `program`. in_place: whether what a loop writes may take over what dies there.
 
     phases: how many barriers are before each kernel in any case. What dies in a phase is then free from the next phase on:
     reused at once, it would take a barrier more. together: loops that are not run one after another: what one of them touches
-    is alive during all.
+    is alive during all. own: temps that lie in the threads' workspaces, and the number of bytes that each thread needs.
     """
     externals = tuple(name for name, b in program.buffers.items() if b.role in ("input", "state", "output"))
-    spans = _spans(program, together)
+    spans = {name: span for name, span in _spans(program, together).items() if name not in own}
     owner = _in_place_owners(program, spans, in_place, phases)
     names = [name for name in spans if owner[name] == name]
     whole = (
@@ -69,9 +71,9 @@ def plan_memory(
     arena = {name: placed[owner[name]] for name in spans}
     local, at = {}, 0
     for name, buffer in program.buffers.items():
-        if buffer.role == "local":
+        if buffer.role == "local" or name in own:
             local[name] = at
-            at += _padded(buffer.nbytes)
+            at += _padded(own.get(name, buffer.nbytes))
     return MemoryPlan(externals, arena, peak, sum(_padded(program.buffers[name].nbytes) for name in spans), local, at)
 
 

@@ -8,110 +8,157 @@ import pytest
 import fusegraph as fg
 import fusegraph.functional as F
 from fusegraph.build import step_code
-from fusegraph.codegen.cpu.kernel import EmittedKernel, RowSplit
-from fusegraph.codegen.cpu.nest_rows import _stays_in_its_part
+from fusegraph.codegen.cpu.barriers import place_buffers
+from fusegraph.codegen.cpu.kernel import EmittedKernel
+from fusegraph.codegen.cpu.row_blocks import blocks_of_buffers
 from fusegraph.codegen.cpu.stretches import Stretch, find_stretches
 from fusegraph.codegen.memory import plan_memory
 from fusegraph.dtypes import float32
 from fusegraph.ir.index import Axis, Index
-from fusegraph.ir.loops import Buffer, Loop, Program, Stage, Store
-from fusegraph.ir.scalar import load, make
+from fusegraph.ir.loops import Buffer, Loop, Program, Reduce, Stage, Store
+from fusegraph.ir.scalar import acc, load, make
 
 ROWS, WIDTH = 2048, 512
-R, C = Axis("r", 8), Axis("c", 4)
+R, C, H = Axis("r", 8), Axis("c", 4), Axis("h", 2)
 
 
 @pytest.mark.parametrize(
-    ("index", "size", "expected"),
+    ("index", "size", "blocks", "expected"),
     [
-        (Index.of(R) * 4 + Index.of(C), 32, True),
-        (Index.of(R) * 4, 32, True),  # a part of each row
-        (Index.of(R), 8, True),  # one number for each row
-        (Index.of(R) * 4 + Index.of(C) + 1, 32, False),  # runs into the next row
-        (Index.of(R) * 4 + Index.of(C) - 1, 32, False),
-        (Index.of(R) * 2 + Index.of(C), 32, False),
-        (Index.of(R) * 4 + Index.of(C), 64, False),  # the first half of the buffer
-        (Index.of(C), 4, False),  # all rows read the same
-        (Index.of(R) * -4 + Index.of(C) + 28, 32, False),
-        (Index.of(R) * 4 + (Index.of(R) + Index.of(C)) % 4, 32, False),
+        (Index.of(R) * 4 + Index.of(C), 32, 8, ((4, 8),)),
+        (Index.of(R) * 4 + Index.of(C), 32, 4, ((8, 4),)),  # two rows in a block
+        (Index.of(R) * 4, 32, 8, ((4, 8),)),  # a part of each row
+        (Index.of(R), 8, 8, ((1, 8),)),  # one number for each row
+        (Index.of(R) * 4 + Index.of(C) + 1, 32, 8, None),  # runs into the next row
+        (Index.of(R) * 4 + Index.of(C) - 1, 32, 8, None),
+        (Index.of(R) * 2 + Index.of(C), 32, 8, None),
+        (Index.of(C), 4, 8, None),  # all rows read the same
+        (Index.of(R) * -4 + Index.of(C) + 28, 32, 8, None),
+        (Index.of(R) * 4 + (Index.of(R) + Index.of(C)) % 4, 32, 8, ((4, 8),)),  # anywhere in its own row
+        (Index.of(R) * 8 + Index.of(H) * 4 + Index.of(C), 64, 16, ((4, 16),)),  # two axes that are one number
+        (Index.of(R) * 8 + Index.of(C) * 2 + Index.of(H), 64, 16, ((8, 8), (1, 2))),  # every other element
+        (Index.of(R) * 16 + Index.of(C) * 4 + Index.of(H) + 1, 129, 16, None),  # h = 1 is where h = 0 would be next
+        (Index.of(R) * 16 + Index.of(C) * 4 + Index.of(H) * 2 + 2, 130, 16, None),
+        (Index.of(R) * 16 + Index.of(C) * 4 + Index.of(H) * 2 + 129, 258, 16, ((16, 8), (2, 2))),  # in another half
+        (Index.of(H) * 32 + Index.of(R) * 4 + Index.of(C), 64, 16, ((4, 8), (32, 2))),  # digits in another order
     ],
 )
-def test_whether_a_row_stays_in_its_part_of_a_buffer(index, size, expected):
-    assert _stays_in_its_part(index, R, size) is expected
+def test_where_the_blocks_of_a_buffer_lie(index, size, blocks, expected):
+    value = load("x", (Index.of(R),), float32)
+    loop = Loop("k", (R, H), (Stage((C,), (), (), (Store("y", (index,), value, "store"),)),))
+    buffers = {"x": Buffer("x", (8,), float32, "input"), "y": Buffer("y", (size,), float32, "temp")}
+    assert blocks_of_buffers(loop, blocks, buffers).get("y") == expected
+
+
+def test_blocks_that_end_inside_of_a_point_have_no_parts():
+    value = load("x", (Index.of(R), Index.of(C)), float32)
+    loop = Loop("k", (R,), (Stage((), (C,), (Reduce("a", "sum", value, float32),), ()),
+                            Stage((), (), (), (Store("y", (Index.of(R),), acc("a", float32), "store"),))))  # fmt: skip
+    buffers = {"x": Buffer("x", (8, 4), float32, "input"), "y": Buffer("y", (8,), float32, "temp")}
+    assert blocks_of_buffers(loop, 8, buffers) == {"x": ((4, 8),), "y": ((1, 8),)}
+    assert blocks_of_buffers(loop, 2, buffers) == {"x": ((16, 2),), "y": ((4, 2),)}
+    assert blocks_of_buffers(loop, 3, buffers) == blocks_of_buffers(loop, 16, buffers) == {}
+
+
+def test_kinds_of_places_in_one_loop():
+    """A buffer that a loop reads by rows and by columns is nobody's."""
+    both = make(
+        "add", (load("x", (Index.of(R), Index.of(R)), float32), load("x", (Index.of(C), Index.of(R)), float32)), float32
+    )
+    loop = Loop("k", (R,), (Stage((C,), (), (), (Store("y", (Index.of(R), Index.of(C)), both, "store"),)),))
+    buffers = {"x": Buffer("x", (8, 8), float32, "input"), "y": Buffer("y", (8, 4), float32, "temp")}
+    assert blocks_of_buffers(loop, 8, buffers) == {"y": ((4, 8),)}
 
 
 # -- which kernels may run together ------------------------------------------------------------------------------------
 
 
-def _program(*kernels: tuple[str, tuple[str, ...], str]) -> Program:
-    """A chain of kernels (name, what it reads, what it writes) over matrices of 4 MB."""
+def _program(*kernels: tuple[str, tuple[str, ...], str], turned: tuple[str, str] = ("", "")) -> Program:
+    """A chain of kernels (name, what it reads, what it writes) over matrices of 4 MB, all by rows.
+
+    turned: (kernel, buffer) that it touches from the last row to the first.
+    """
     shape, row, column = (2048, 512), Axis("i", 2048), Axis("j", 512)
-    index = (Index.of(row), Index.of(column))
     loops, buffers = [], {}
+
+    def index(kernel, buffer):
+        place = Index.of(row) if (kernel, buffer) != turned else Index.of(row) * -1 + 2047
+        return place, Index.of(column)
+
     for name, reads, write in kernels:
         value = None
         for read in reads:
             buffers.setdefault(read, Buffer(read, shape, float32, "input"))
-            loaded = load(read, index, float32)
+            loaded = load(read, index(name, read), float32)
             value = loaded if value is None else make("add", (value, loaded), float32)
-        buffers[write] = Buffer(write, shape, float32, "temp")
-        loops.append(Loop(name, (row,), (Stage((column,), (), (), (Store(write, index, value, "store"),)),)))
-    return Program("p", buffers, tuple(loops), tuple(n for n, b in buffers.items() if b.role == "input"), ())
+        buffers.setdefault(write, Buffer(write, shape, float32, "temp"))
+        loops.append(
+            Loop(name, (row,), (Stage((column,), (), (), (Store(write, index(name, write), value, "store"),)),))
+        )
+    outputs = (kernels[-1][2],)
+    buffers[outputs[0]] = Buffer(outputs[0], shape, float32, "output")
+    return Program("p", buffers, tuple(loops), tuple(n for n, b in buffers.items() if b.role == "input"), outputs)
 
 
-def _kernels(program: Program, rows: dict[str, int], foreign: dict[str, set[str]]) -> list[EmittedKernel]:
-    made = []
-    for loop in program.loops:
-        names = loop.reads() + loop.writes()
-        local = frozenset(n for n, name in enumerate(names) if name not in foreign.get(loop.name, set()))
-        extent = rows.get(loop.name, 2048)
-        made.append(EmittedKernel(loop.name, names, 0, True, RowSplit(extent, extent, local) if extent else None))
-    return made
+def _kernels(program: Program, rows: dict[str, int]) -> list[EmittedKernel]:
+    return [
+        EmittedKernel(loop.name, loop.reads() + loop.writes(), 0, True, rows.get(loop.name, 2048))
+        for loop in program.loops
+    ]
 
 
 CHAIN = (("a", ("x",), "y"), ("b", ("y",), "z"), ("c", ("x", "z"), "w"))
 
 
 @pytest.mark.parametrize(
-    ("rows", "foreign", "expected"),
+    ("rows", "turned", "expected"),
     [
-        ({}, {}, (Stretch(0, 3, 256),)),
-        ({"b": 64}, {}, (Stretch(0, 3, 64),)),  # blocks that all can be cut into
-        ({"b": 0}, {}, ()),  # one in the middle is split in another way
-        ({"c": 0}, {}, (Stretch(0, 2, 256),)),
-        ({"b": 2049}, {}, ()),  # nothing in common
-        ({}, {"b": {"y"}}, ()),  # b reads rows that another block of a writes; c nothing that b has not
-        ({}, {"c": {"x"}}, (Stretch(0, 3, 256),)),  # what all only read may be read anywhere
-        ({}, {"c": {"z"}}, (Stretch(0, 2, 256),)),
-        ({}, {"a": {"y"}}, ()),
+        ({}, ("", ""), (Stretch(0, 3, 256, ("y", "z")),)),
+        ({"b": 64}, ("", ""), (Stretch(0, 3, 64, ("y", "z")),)),  # blocks that all can be cut into
+        ({"b": 0}, ("", ""), ()),  # one in the middle is split in another way
+        ({"c": 0}, ("", ""), (Stretch(0, 2, 256, ("y",)),)),
+        ({"b": 2049}, ("", ""), ()),  # nothing in common
+        ({}, ("b", "y"), (Stretch(1, 3, 256, ("z",)),)),  # b reads rows that another block of a writes
+        ({}, ("c", "x"), (Stretch(0, 3, 256, ("y", "z")),)),  # what all only read may be read anywhere
+        ({}, ("c", "z"), (Stretch(0, 2, 256, ("y",)),)),
+        ({}, ("a", "y"), (Stretch(1, 3, 256, ("z",)),)),
     ],
 )
-def test_stretches_of_a_chain(rows, foreign, expected):
-    program = _program(*CHAIN)
-    found = find_stretches(program, _kernels(program, rows, foreign))
-    if foreign == {"b": {"y"}} or foreign == {"a": {"y"}}:  # b and c share z by rows
-        expected = (Stretch(1, 3, 256),)
-    assert found == expected
+def test_stretches_of_a_chain(rows, turned, expected):
+    program = _program(*CHAIN, turned=turned)
+    assert find_stretches(program, _kernels(program, rows)) == expected
 
 
 def test_a_write_of_what_an_earlier_kernel_reads_elsewhere_is_refused():
-    program = _program(("a", ("x",), "y"), ("b", ("y",), "x"))
-    assert find_stretches(program, _kernels(program, {}, {})) == (Stretch(0, 2, 256),)
-    assert find_stretches(program, _kernels(program, {}, {"a": {"x"}})) == ()
+    chain = ("a", ("x",), "y"), ("b", ("y",), "x")
+    program = _program(*chain)
+    assert find_stretches(program, _kernels(program, {})) == (Stretch(0, 2, 256, ("y",)),)
+    program = _program(*chain, turned=("a", "x"))
+    assert find_stretches(program, _kernels(program, {})) == ()
 
 
 def test_kernels_that_share_little_stay_apart():
     program = _program(("a", ("x",), "y"), ("b", ("z",), "w"))
-    assert find_stretches(program, _kernels(program, {}, {})) == ()
+    assert find_stretches(program, _kernels(program, {})) == ()
 
 
 def test_what_a_stretch_touches_is_alive_during_all_of_it():
-    program = _program(("a", ("x",), "y"), ("b", ("y",), "z"), ("c", ("z",), "w"), ("d", ("w",), "v"))
+    program = _program(
+        ("a", ("x",), "y"), ("b", ("y",), "z"), ("c", ("z",), "w"), ("d", ("w",), "v"), ("e", ("v",), "u")
+    )
     alone = plan_memory(program, in_place=lambda loop: False)
     together = plan_memory(program, in_place=lambda loop: False, together=[range(0, 3)])
     assert alone.arena["y"] == alone.arena["w"]  # y is dead when w is written
     assert len({together.arena[name] for name in "yzw"}) == 3
     assert together.arena["v"] in {together.arena["y"], together.arena["z"]}
+
+
+def test_what_only_a_stretch_touches_lies_in_workspaces():
+    program = _program(*CHAIN)
+    (stretch,) = find_stretches(program, _kernels(program, {}))
+    memory = place_buffers(program, _kernels(program, {}), (stretch,))
+    assert memory.arena == {} and memory.arena_bytes == 0
+    assert memory.local_bytes == 2 * 4 * 2048 * 512 // 256 and set(memory.locals) == {"y", "z"}
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

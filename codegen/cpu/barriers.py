@@ -20,11 +20,12 @@ Region = tuple[str, int, int]  # where, first byte, end
 def place_buffers(program: Program, kernels: Sequence[EmittedKernel], stretches: Sequence[Stretch] = ()) -> MemoryPlan:
     """The memory plan of `program`: one with fewer barriers where that takes no more memory."""
     together = [stretch.kernels() for stretch in stretches]
-    plan = plan_memory(program, together=together)
+    own = {name: program.buffers[name].nbytes // stretch.blocks for stretch in stretches for name in stretch.own}
+    plan = plan_memory(program, together=together, own=own)
     needed, met = (barriers_before(program, kernels, memory, stretches) for memory in (None, plan))
     if needed[-1:] == met[-1:]:
         return plan
-    apart = plan_memory(program, phases=needed, together=together)
+    apart = plan_memory(program, phases=needed, together=together, own=own)
     return apart if apart.arena_bytes <= plan.arena_bytes else plan
 
 
@@ -46,13 +47,15 @@ def barriers_before(
     read: dict[bool, set[Region]] = {True: checked, False: set()}
     counts: list[int] = []
     units = {stretch.first: stretch.kernels() for stretch in stretches}
+    private = {name for name, buffer in program.buffers.items() if buffer.role == "local"}
+    private.update(name for stretch in stretches for name in stretch.own)
     while len(counts) < len(kernels):
         unit = units.get(len(counts), range(len(counts), len(counts) + 1))
         parallel = kernels[unit[0]].parallel
         reads, writes = set[Region](), set[Region]()
         for loop in (program.loops[number] for number in unit):
-            reads |= {regions.of(name) for name in loop.reads() if program.buffers[name].role != "local"}
-            writes |= {regions.of(name) for name in loop.writes() if program.buffers[name].role != "local"}
+            reads |= {regions.of(name) for name in loop.reads() if name not in private}
+            writes |= {regions.of(name) for name in loop.writes() if name not in private}
         others = (True, False) if parallel else (True,)
         meets = any(_clash(written[kind], reads | writes) or _clash(read[kind], writes) for kind in others)
         if meets:

@@ -92,7 +92,22 @@ class _Emitter:
             else:
                 self._groups(fn)
         work = self.loop.points() * self.found.depth * extent_of(self.plan.blocks)
-        return EmittedKernel(self.loop.name, self.buffers, self.scratch_bytes, work >= _PARALLEL_PRODUCTS)
+        parallel = work >= _PARALLEL_PRODUCTS
+        rows = self._leading_points() if parallel and not self.loop.sized else 0
+        return EmittedKernel(self.loop.name, self.buffers, self.scratch_bytes, parallel, rows)
+
+    def _leading_points(self) -> int:
+        """Points of the shared axes at the front of the space, which tasks go through first; 0 if each call makes a whole copy."""
+        plan = self.plan
+        stagers = [stager for stager in (self.narrow_stager, self.wide_stager) if stager is not None]
+        if self._shares_rows() or any(not stager.staging.axes for stager in stagers):
+            return 0
+        count = 1
+        for axis, first in zip(plan.outer, self.loop.space, strict=False):
+            if axis != first or axis not in self.found.shared:
+                break
+            count *= axis.extent
+        return count
 
     # -- loops over staged copies, panels and tiles -----------------------------------------------------------------
 

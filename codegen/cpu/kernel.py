@@ -15,20 +15,6 @@ from fusegraph.records import dataclass
 
 
 @dataclass(frozen=True)
-class RowSplit:
-    """How a kernel's work is split: thread t of n does points t * points / n up to (t + 1) * points / n of the leading axes.
-
-    rows    extent of the outermost one
-    points  of all axes that are split
-    local   places of the buffers, in the kernel's list, of which part k of n of the rows touches part k of n and no more
-    """
-
-    rows: int
-    points: int
-    local: frozenset[int]
-
-
-@dataclass(frozen=True)
 class EmittedKernel:
     """A kernel that stands in a module.
 
@@ -36,14 +22,15 @@ class EmittedKernel:
     buffers        the buffers whose addresses it takes, in order
     scratch_bytes  memory that each thread must give it
     parallel       False: it is called on thread 0 only, with nt = 1
-    rows           how it is split among threads, where that is as simple as a RowSplit can say
+    rows           points of leading axes of the loop's space (in C order) that are shared out: thread k of n does part k
+                   of n, for every n that divides them; 0: the work is split in another way
     """
 
     name: str
     buffers: tuple[str, ...]
     scratch_bytes: int
     parallel: bool
-    rows: RowSplit | None = None
+    rows: int = 0
 
 
 def kernel_buffers(loop: Loop) -> tuple[str, ...]:

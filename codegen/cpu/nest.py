@@ -17,10 +17,9 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_f
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_join import join_stages
 from fusegraph.codegen.cpu.nest_pairs import plan_pairs
-from fusegraph.codegen.cpu.nest_plan import Plan, plan_nest
+from fusegraph.codegen.cpu.nest_plan import Plan, leading_points, plan_nest
 from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
-from fusegraph.codegen.cpu.nest_rows import row_split
 from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.codegen.cpu.nest_stream import streamed_buffers
@@ -60,7 +59,7 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     if evaluator.memory.streamed:
         fn.emit("fence seq_cst")  # stores past the caches are in no order with later ones
     scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
-    rows = row_split(canonical, plan, program.buffers, buffers)
+    rows = leading_points(canonical.space, plan) if plan.parallel and not loop.sized else 0
     return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel, rows)
 
 

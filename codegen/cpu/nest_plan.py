@@ -279,3 +279,15 @@ def _shared_axes(axes: Sequence[Axis]) -> int:
         if points >= 2 * _SPLIT_ITEMS:
             return position + 1
     return len(axes)
+
+
+def leading_points(space: Sequence[Axis], plan: Plan) -> int:
+    """Points of the axes at the front of `space` that are shared out in C order; 0 where the vector axis is shared out."""
+    if plan.split_vector:
+        return 0
+    points = 1
+    for axis, first in zip(plan.outer[: plan.shared], space, strict=False):
+        if axis != first:
+            break
+        points *= axis.extent
+    return points

@@ -178,7 +178,7 @@ def _with_zeros(module: Module, kernel: EmittedKernel, zeros: Sequence[EmittedKe
         places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
         fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt")])
     scratch = max(part.scratch_bytes for part in (kernel, *zeros))
-    return replace(kernel, name=name, scratch_bytes=scratch, rows=None)
+    return replace(kernel, name=name, scratch_bytes=scratch, rows=0)
 
 
 def _emit_driver(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from fusegraph.codegen.cpu.barriers import barriers_before
 from fusegraph.codegen.cpu.irtext import FunctionBuilder
@@ -42,7 +43,7 @@ def call_kernels(
         if stamps is not None:
             stamps.note(number, BEGUN)
         if stretch := whole.get(number):
-            _in_blocks(fn, stretch, [program.loops[n].name for n in stretch.kernels()], calls)
+            _in_blocks(fn, stretch, program, calls)
         else:
             fn.comment(loop.name)
             calls[number].write_whole(fn, kernel.parallel)
@@ -55,8 +56,7 @@ class _Call:
     """A call of a kernel, but for which part of the work it is to do."""
 
     def __init__(self, kernel: EmittedKernel, loop: Loop, address: Mapping[str, str], scratch: str) -> None:
-        pointers = [*(address[name] for name in kernel.buffers), scratch]
-        self._text = f"call void @{kernel.name}({', '.join(f'ptr {pointer}' for pointer in pointers)}"
+        self._kernel, self._address, self._scratch = kernel, address, scratch
         self._end = f", i64 {SIZE})" if loop.sized else ")"
 
     def write_whole(self, fn: FunctionBuilder, parallel: bool) -> None:
@@ -67,17 +67,35 @@ class _Call:
             with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
                 self.write(fn, 0, 1)
 
-    def write(self, fn: FunctionBuilder, part: str | int, parts: str | int) -> None:
-        """The part that thread `part` of `parts` would do."""
-        fn.emit(f"{self._text}, i64 {part}, i64 {parts}{self._end}")
+    def write(
+        self,
+        fn: FunctionBuilder,
+        part: str | int,
+        parts: str | int,
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """The part that thread `part` of `parts` would do. elsewhere: buffers whose address is another one for that part."""
+        pointers = [*(elsewhere.get(name, self._address[name]) for name in self._kernel.buffers), self._scratch]
+        places = ", ".join(f"ptr {pointer}" for pointer in pointers)
+        fn.emit(f"call void @{self._kernel.name}({places}, i64 {part}, i64 {parts}{self._end}")
+
+    def starts(self, fn: FunctionBuilder, own: Mapping[str, int], part: str) -> dict[str, str]:
+        """Where buffers would begin of which block number `part`, of so many bytes, lies at the buffer's address."""
+        mine = {name: fn.affine([(-nbytes, part)]) for name, nbytes in own.items() if name in self._kernel.buffers}
+        return {  # not inbounds: there is nothing at the beginning
+            name: fn.op(f"getelementptr i8, ptr {self._address[name]}, i64 {offset}", "p")
+            for name, offset in mine.items()
+        }
 
 
-def _in_blocks(fn: FunctionBuilder, stretch: Stretch, names: Sequence[str], calls: Sequence[_Call]) -> None:
+def _in_blocks(fn: FunctionBuilder, stretch: Stretch, program: Program, calls: Sequence[_Call]) -> None:
     """Block by block of this thread's share, all kernels of the stretch."""
-    for name in names:
-        fn.comment(name)
+    for number in stretch.kernels():
+        fn.comment(program.loops[number].name)
     fn.comment(f"together, for each of {stretch.blocks} blocks of rows")
+    own = {name: program.buffers[name].nbytes // stretch.blocks for name in stretch.own}
     low, high = thread_share(fn, stretch.blocks, parallel=True)
     with fn.loop(low, high) as loop:
         for number in stretch.kernels():
-            calls[number].write(fn, loop.index, stretch.blocks)
+            call = calls[number]
+            call.write(fn, loop.index, stretch.blocks, call.starts(fn, own, loop.index))
