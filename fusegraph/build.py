@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fusegraph import events
-from fusegraph.errors import OptionError
+from fusegraph.errors import CompilerError, OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
 from fusegraph.ir.text import print_graph
@@ -360,7 +360,7 @@ def build_native(artifact: Artifact, sizes: str = "") -> Artifact:
         try:
             layout = StepLayout.from_json(json.loads(entry["layout.json"]))
             step = NativeStep(_objects(entry.blobs), layout, shapes)
-        except (KeyError, TypeError, ValueError):
+        except (CompilerError, KeyError, TypeError, ValueError):
             entry = None
         else:
             events.event(

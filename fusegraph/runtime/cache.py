@@ -21,8 +21,9 @@ from pathlib import Path
 
 from fusegraph.errors import CacheWarning, OptionError
 from fusegraph.records import dataclass
+from fusegraph.runtime.host import identity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_SIZE_MB = 512
 _MAGIC = b"fgcache1"
 _DIGEST_BYTES = 32
@@ -87,13 +88,8 @@ def default_limit() -> int:
 
 @lru_cache(maxsize=1)
 def host_parts() -> tuple[str, ...]:
-    """What object code depends on beside its source: format, triple, CPU, features, llvmlite."""
-    import llvmlite
-
-    from fusegraph.runtime.llvm import target
-
-    host = target()
-    return (f"fusegraph cache {FORMAT_VERSION}", host.triple, host.cpu, host.features, llvmlite.__version__)
+    """What object code depends on beside its source: format, host, compiler."""
+    return (f"fusegraph cache {FORMAT_VERSION}", *identity())
 
 
 class DiskCache:

@@ -1,4 +1,4 @@
-"""LLVM IR text -> object code -> function addresses, through llvmlite alone.
+"""LLVM IR text -> object code -> function addresses, through llvmlite (and, on Linux, a loader of our own: `object_loader`).
 
 Only three passes run before code generation: always-inline, removal of unused functions and instruction combining.
 Generated code already is explicit-vector code, so that the full pipeline costs three times the compile time and gives
@@ -24,6 +24,9 @@ from typing import Any
 
 from fusegraph.errors import CompilerError
 from fusegraph.records import dataclass
+from fusegraph.runtime import object_loader
+from fusegraph.runtime.elf import UnknownObject
+from fusegraph.runtime.object_loader import LoadedCode
 
 _library_number = itertools.count()
 _starting = threading.RLock()  # what is made once for the process is made by one thread
@@ -118,27 +121,8 @@ def optimized_ir(text: str, *, vectorize: bool = False) -> str:
 def prepare() -> None:
     """Do what the first call of `compile_ir` and of `load` would do once for the process."""
     with _machine():
-        _jit()
-
-
-class LoadedCode:
-    """Object code in memory; its addresses are valid for as long as this instance lives."""
-
-    def __init__(self, tracker: Any, symbols: tuple[str, ...]) -> None:
-        self._tracker = tracker
-        self._addresses = {name: int(tracker[name]) for name in symbols}
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        """Names that `address` knows."""
-        return tuple(self._addresses)
-
-    def address(self, symbol: str) -> int:
-        """Address of an exported function or global. Raises CompilerError for a name that was not asked for."""
-        try:
-            return self._addresses[symbol]
-        except KeyError:
-            raise CompilerError(f"symbol {symbol!r} was not loaded; loaded: {', '.join(self._addresses)}") from None
+        if not object_loader.supported():
+            _jit()
 
 
 def load(code: bytes | Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
@@ -147,19 +131,27 @@ def load(code: bytes | Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
     libm and libc resolve from the process. Raises CompilerError if an object is not one for this host, or a symbol is
     missing or undefined.
     """
-    llvm = _binding()
     objects = [code] if isinstance(code, bytes) else code
+    try:
+        if object_loader.supported():
+            with contextlib.suppress(UnknownObject):
+                return object_loader.load_objects(objects, symbols)
+        return _linked(objects, symbols)
+    except (CompilerError, RuntimeError) as error:
+        size = sum(map(len, objects))
+        raise CompilerError(f"cannot load object code ({size} bytes, symbols {list(symbols)}): {error}") from error
+
+
+def _linked(objects: Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
+    """The same by LLVM's linker. Raises RuntimeError."""
+    llvm = _binding()
     builder = llvm.JITLibraryBuilder().add_current_process()
     for image in objects:
         builder.add_object_img(image)
     for name in symbols:
         builder.export_symbol(name)
-    try:
-        tracker = builder.link(_jit(), f"fusegraph.{next(_library_number)}")
-    except RuntimeError as error:
-        size = sum(map(len, objects))
-        raise CompilerError(f"cannot load object code ({size} bytes, symbols {list(symbols)}): {error}") from error
-    return LoadedCode(tracker, tuple(symbols))
+    tracker = builder.link(_jit(), f"fusegraph.{next(_library_number)}")
+    return LoadedCode({name: int(tracker[name]) for name in symbols}, tracker)
 
 
 def _binding() -> Any:

@@ -9,6 +9,7 @@ of generated code never depend on timing). The interpreter lock is released whil
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import threading
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from fusegraph.errors import FusegraphError
+from fusegraph.errors import CompilerError, FusegraphError
 from fusegraph.runtime import llvm, spmd_ir
 from fusegraph.runtime.cache import DiskCache
+from fusegraph.runtime.host import arch
 from fusegraph.runtime.memory import Arena
 from fusegraph.runtime.platform_ir import Parker, parkers
 from fusegraph.runtime.threads import available_cores, check_threads
@@ -188,7 +190,7 @@ def default_pool() -> Pool:
 @lru_cache(maxsize=1)
 def default_parker() -> Parker:
     """How a thread parks on this host."""
-    return parkers(llvm.target().arch)[0]
+    return parkers(arch())[0]
 
 
 def barrier_ir() -> str:
@@ -196,7 +198,7 @@ def barrier_ir() -> str:
 
     All definitions are internal. It declares the functions in `barrier_declares()`: do not declare those again.
     """
-    return spmd_ir.barrier_text(llvm.target().arch, default_parker())
+    return spmd_ir.barrier_text(arch(), default_parker())
 
 
 def barrier_declares() -> tuple[str, ...]:
@@ -205,9 +207,9 @@ def barrier_declares() -> tuple[str, ...]:
 
 
 def _launch_code(parker: Parker, cache: DiskCache) -> llvm.LoadedCode:
-    text = spmd_ir.launch_text(llvm.target().arch, parker)
+    text = spmd_ir.launch_text(arch(), parker)
     if text not in _loaded:
-        _loaded.setdefault(text, llvm.load(_launch_object(text, cache), spmd_ir.LAUNCH_SYMBOLS))
+        _loaded.setdefault(text, _load_launch(text, cache))
     return _loaded[text]
 
 
@@ -216,11 +218,12 @@ def prepare() -> None:
     _launch_code(default_parker(), DiskCache())
 
 
-def _launch_object(text: str, cache: DiskCache) -> bytes:
+def _load_launch(text: str, cache: DiskCache) -> llvm.LoadedCode:
     key = cache.key("pool", text)
     entry = cache.get(key)
     if entry is not None:
-        return entry["object"]
+        with contextlib.suppress(CompilerError, KeyError):
+            return llvm.load(entry["object"], spmd_ir.LAUNCH_SYMBOLS)
     code = llvm.compile_ir(text)
     cache.put(key, {"object": code})
-    return code
+    return llvm.load(code, spmd_ir.LAUNCH_SYMBOLS)
