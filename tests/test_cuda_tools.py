@@ -116,3 +116,18 @@ def test_a_missing_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Uninitialised):
         run("transformer", mend)
     assert grids
+
+
+def test_modules_share_device_functions_that_are_the_same_to_the_last_call() -> None:
+    """numba compiles a device function once for all modules; one that calls another function of the same name is another."""
+    helper = "@cuda.jit(device=True)\ndef {name}(x):\n    return {body}\n"
+    texts = [
+        "from numba import cuda\n\n\n"
+        + helper.format(name="inner", body=body)
+        + helper.format(name="outer", body="inner(x)")
+        for body in ("x + 1", "x + 1", "x + 2")
+    ]
+    first, same, other = (cuda_compile._load(text, "module", (9, 0)) for text in texts)
+    for name in ("inner", "outer"):
+        assert same[name] is first[name] and other[name] is not first[name]
+    assert cuda_compile._load(texts[0], "module", (7, 5))["inner"] is not first["inner"], "another card, another code"
