@@ -149,7 +149,7 @@ def planned(graph: Graph, options: Options, save_memory: bool = False) -> Fused:
         from fusegraph.codegen.cpu.step import in_memory
         from fusegraph.runtime import llvm
 
-        placed, _ = in_memory(program, llvm.target().vector_bits, options.exact)
+        placed = in_memory(program, llvm.target().vector_bits, options.exact).program
     plan = plan_memory(placed)
     if options.backend == "cuda":
         from fusegraph.codegen.cuda.step import emit_step

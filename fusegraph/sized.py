@@ -35,7 +35,7 @@ class TemplateArtifact(Artifact):
     """The program for every number of rows up to `sizes.old`.
 
     probe  its graph for `sizes.new` rows, to find the axes by
-    plain  whether it is wanted even where images would lie in memory in blocks, which is several times as fast
+    plain  whether it is wanted even where images cannot lie in memory in blocks, which is several times as fast
     """
 
     probe: Graph | None = None
@@ -45,27 +45,18 @@ class TemplateArtifact(Artifact):
     @cached_property
     def fused(self) -> tuple[Program, FusionReport]:
         """The fused program with its axes of run-time extent. Raises Refused if there is no such program."""
-        from fusegraph.build import optimised
-        from fusegraph.codegen.cpu.batch_blocks import batch_blocked
-        from fusegraph.codegen.cpu.run_time import Refused
+        from fusegraph.build import fused_program, optimised
+        from fusegraph.codegen.cpu.partial_blocks import partly_filled
         from fusegraph.codegen.cpu.run_time_axes import with_run_time_axes
         from fusegraph.runtime.llvm import target
 
         assert self.probe is not None
-        program, report = self._fused(self.graph)
-        if not self.plain and not self.options.exact and batch_blocked(program, target().vector_bits) is not program:
-            raise Refused("images lie in memory in blocks of a fixed size, which is faster (dynamic=True does without)")
-        other, _ = self._fused(optimised(self.probe, self.options)[0])
-        return with_run_time_axes(program, other, self.sizes), report
-
-    def _fused(self, graph: Graph) -> tuple[Program, FusionReport]:
-        """The fused program of an optimised graph, as that of a fixed size but for convolutions below pooling."""
-        from fusegraph.codegen.cpu.rereads import without_rereads
-        from fusegraph.passes.fuse import fuse
-
-        program, report = fuse(graph, merge=bool(self.options.fuse), limit=self.options.fuse_limit)
-        plain = self.options.exact or not self.options.fuse
-        return program if plain else without_rereads(program), report
+        program, report = fused_program(self.graph, self.options)
+        other, _ = fused_program(optimised(self.probe, self.options)[0], self.options)
+        program = with_run_time_axes(program, other, self.sizes)
+        if not self.plain and not self.options.exact:
+            partly_filled(program, target().vector_bits)  # refused: a program of each size alone is faster
+        return program, report
 
 
 @dataclass

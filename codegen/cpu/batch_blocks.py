@@ -16,41 +16,54 @@ from fusegraph.ir.loops import Loop, Program, Stage
 from fusegraph.ir.scalar import walk
 from fusegraph.records import dataclass, replace
 
-__all__ = ["batch_blocked"]
+__all__ = ["Use", "batch_blocked", "blocked_loop", "blocked_shape", "blocks_of", "buffers_to_block", "lanes_of"]
 
-_VECTORS = 2  # vectors in a block, if the batch allows it
-_MOST_WASTE = 1.6  # lanes for each image: with 5 images in 8 lanes convolutions lose nothing, pooling little
+VECTORS = 2  # vectors in a block, if the batch allows it
+MOST_WASTE = 1.6  # lanes for each image: with 5 images in 8 lanes convolutions lose nothing, pooling little
 
 
 def batch_blocked(program: Program, vector_bits: int) -> Program:
     """`program` with the activations around its convolutions in blocks of the batch, if its batch size allows it."""
+    uses, chosen = buffers_to_block(program)
+    size = _block_size(program, chosen, vector_bits) if chosen else 0
+    if not size:
+        return program
+    buffers = dict(program.buffers)
+    for name in chosen:
+        buffers[name] = replace(buffers[name], shape=blocked_shape(buffers[name].shape, size))
+    loops = tuple(blocked_loop(loop, blocks_of(uses[loop.name], chosen, size), chosen, size) for loop in program.loops)
+    return replace(program, buffers=buffers, loops=loops)
+
+
+def buffers_to_block(program: Program) -> tuple[dict[str, list[Use]], dict[str, int]]:
+    """What each loop loads and stores, and the buffers that are to lie in blocks, with the extent of their batch."""
     uses = _uses(program)
     batches = {loop.name: _batch_axis(loop) for loop in program.loops}
     seeds = {use.buffer for name, axis in batches.items() if axis is not None for use in uses[name] if use.axis == axis}
     candidates = _candidates(program, uses)
     chosen = {name: candidates[name] for name in sorted(seeds) if name in candidates}
-    if not chosen:
-        return program
     _grow(program.loops, uses, candidates, chosen)
-    size = _block_size(program, chosen, vector_bits)
-    if not size:
-        return program
-    buffers = dict(program.buffers)
-    for name in chosen:
-        extent, *rest = buffers[name].shape
-        buffers[name] = replace(buffers[name], shape=(extent // size, *rest, size))
-    loops = tuple(_blocked(loop, uses[loop.name], chosen, size) for loop in program.loops)
-    return replace(program, buffers=buffers, loops=loops)
+    return uses, chosen
+
+
+def blocked_shape(shape: Sequence[int], size: int) -> tuple[int, ...]:
+    """The shape of a buffer in blocks."""
+    extent, *rest = shape
+    return (-(-extent // size), *rest, size)
 
 
 def _block_size(program: Program, chosen: Mapping[str, int], vector_bits: int) -> int:
     """Images in a block: a divisor of the batch that fills vectors, best two of them; 0 if none fills them well enough."""
-    batch = math.gcd(*chosen.values())
-    lanes = vector_bits // (8 * max(program.buffers[name].dtype.itemsize for name in _floats(program, chosen)))
-    sizes = [size for size in range(2, _VECTORS * 2 * lanes + 1) if batch % size == 0]
+    batch, lanes = math.gcd(*chosen.values()), lanes_of(program, chosen, vector_bits)
+    sizes = [size for size in range(2, VECTORS * 2 * lanes + 1) if batch % size == 0]
     waste = {size: -(-size // lanes) * lanes / size for size in sizes}
-    best = min(sizes, key=lambda size: (waste[size], abs(size - _VECTORS * lanes)), default=0)
-    return best if best and waste[best] <= _MOST_WASTE else 0
+    best = min(sizes, key=lambda size: (waste[size], abs(size - VECTORS * lanes)), default=0)
+    return best if best and waste[best] <= MOST_WASTE else 0
+
+
+def lanes_of(program: Program, chosen: Mapping[str, int], vector_bits: int) -> int:
+    """Images in a vector."""
+    return vector_bits // (8 * max(program.buffers[name].dtype.itemsize for name in _floats(program, chosen)))
 
 
 def _floats(program: Program, chosen: Mapping[str, int]) -> list[str]:
@@ -61,7 +74,7 @@ def _floats(program: Program, chosen: Mapping[str, int]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """One load or store: the buffer, and the axis that is its whole first index (None: something else is)."""
 
     buffer: str
@@ -92,17 +105,17 @@ def _is_window(index: Index, taps: Set[Axis]) -> bool:
     )
 
 
-def _uses(program: Program) -> dict[str, list[_Use]]:
+def _uses(program: Program) -> dict[str, list[Use]]:
     return {loop.name: list(dict.fromkeys(_uses_of(loop))) for loop in program.loops}
 
 
-def _uses_of(loop: Loop) -> Iterator[_Use]:
+def _uses_of(loop: Loop) -> Iterator[Use]:
     for stage in loop.stages:
         fixed = {axis for axis in stage.reduce_axes if any(r.op.startswith("arg") for r in stage.reduces)}
 
-        def use(buffer: str, index: Sequence[Index], fixed: set[Axis] = fixed) -> _Use:
+        def use(buffer: str, index: Sequence[Index], fixed: set[Axis] = fixed) -> Use:
             axis = index[0].axis if index else None
-            return _Use(buffer, None if axis in fixed else axis)
+            return Use(buffer, None if axis in fixed else axis)
 
         for node in walk(stage_roots(stage)):
             if node.op == "load":
@@ -111,20 +124,21 @@ def _uses_of(loop: Loop) -> Iterator[_Use]:
             yield use(store.buffer, store.index)
 
 
-def _candidates(program: Program, uses: Mapping[str, Sequence[_Use]]) -> dict[str, int]:
+def _candidates(program: Program, uses: Mapping[str, Sequence[Use]]) -> dict[str, int]:
     """Extent of the batch of each temporary whose first index is always a plain axis over all of it."""
     found = {name: b.shape[0] for name, b in program.buffers.items() if b.role == "temp" and len(b.shape) > 1}
     for loop in program.loops:
         for use in uses[loop.name]:
             if use.buffer not in found:
                 continue
-            if loop.schedule == "scatter" or use.axis is None or use.axis.extent != found[use.buffer]:
+            whole = use.axis is not None and use.axis.extent == found[use.buffer]
+            if loop.schedule == "scatter" or not whole or use.axis.rows != bool(program.rows):  # type: ignore[union-attr]
                 del found[use.buffer]
     return found
 
 
 def _grow(
-    loops: Sequence[Loop], uses: Mapping[str, Sequence[_Use]], candidates: Mapping[str, int], chosen: dict[str, int]
+    loops: Sequence[Loop], uses: Mapping[str, Sequence[Use]], candidates: Mapping[str, int], chosen: dict[str, int]
 ) -> None:
     """Add what elementwise and pooling loops use together with a buffer that has been chosen."""
     changed = True
@@ -175,11 +189,23 @@ class _Blocks(Rewrite):
         return out
 
 
-def _blocked(loop: Loop, uses: Sequence[_Use], sizes: Mapping[str, int], size: int) -> Loop:
-    axes = dict.fromkeys(use.axis for use in uses if use.buffer in sizes and use.axis is not None)
-    if not axes:
+def blocks_of(uses: Sequence[Use], chosen: Mapping[str, int], size: int) -> dict[Axis, tuple[Axis, Axis]]:
+    """The batch axes of a loop that uses buffers in blocks: for each the axis of the blocks, and that of a block's images."""
+    axes = dict.fromkeys(use.axis for use in uses if use.buffer in chosen and use.axis is not None)
+    return {axis: (_block_axis(axis, size), Axis(f"{axis.name}_image", size)) for axis in axes}
+
+
+def _block_axis(axis: Axis, size: int) -> Axis:
+    count = -(-axis.extent // size)  # a single block is there in any case
+    return Axis(f"{axis.name}_block", count, axis.rows, size) if axis.rows and count > 1 else Axis(f"{axis.name}_block", count)
+
+
+def blocked_loop(
+    loop: Loop, split: Mapping[Axis, tuple[Axis, Axis]], sizes: Mapping[str, int], size: int
+) -> Loop:
+    """`loop` with its batch axes `split`, and the buffers `sizes` in blocks."""
+    if not split:
         return loop
-    split = {axis: (Axis(f"{axis.name}_block", axis.extent // size), Axis(f"{axis.name}_image", size)) for axis in axes}
     rewrite = _Blocks(sizes, size, split)
     stages = tuple(_with_axes(rewrite_stage(stage, rewrite), split) for stage in loop.stages)
     return replace(loop, space=_split(loop.space, split), stages=stages)

@@ -79,6 +79,7 @@ class Staging:
         if not self.rows:
             return True
         fixed = all(axis.rows == 0 for dimension in self.dimensions[:-1] for axis in dimension.index.axes)
+        fixed = fixed and all(axis.per == 1 for axis in self.dimensions[-1].index.axes)
         return fixed and len(self.dimensions) == 2 and _turns(*self.dimensions)
 
     @property

@@ -196,9 +196,9 @@ class _Emitter:
         if not plan.blocks:
             self._products(fn, START_AND_FINISH if plan.keeps_sums else WHOLE, place, columns, first, last)
             return
-        count = extent_of(plan.blocks)
+        count = points(fn, plan.blocks)
         self._block(fn, START, "0", place, columns, first, last)
-        if count > 1:
+        if count != 1:
             with fn.loop(1, count) as loop:
                 self._block(fn, ACCUMULATE, loop.index, place, columns, first, last)
         self._rows(fn, FINISH, place, columns, self.panel, first, last)

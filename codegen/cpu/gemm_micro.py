@@ -271,7 +271,7 @@ class _Dots:
         fn, lanes = self.fn, self.ops.lanes
         step, *inner = steps
         if inner:
-            with self._loop(0, step.extent, 1, partial) as loop:
+            with self._loop(0, self._end(step), 1, partial) as loop:
                 at = fn.affine([(1, narrow), (step.narrow, loop.index)])
                 at_wide = fn.affine([(1, wide), (step.wide, loop.index)])
                 loop.next(*self._nest(inner, at, at_wide, loop.phis))
@@ -290,7 +290,11 @@ class _Dots:
             partial = self._products(at, at_wide, step.extent - whole, partial)
         return partial
 
-    def _loop(self, low: int, high: int, step: int, partial: list[str]) -> AbstractContextManager[irtext.Loop]:
+    def _end(self, step: Step) -> int | str:
+        """One past the last of the steps, of which all count."""
+        return step.extent if step.limit is None else step.limit.bounds(self.fn, {}, 0, 0)[1]
+
+    def _loop(self, low: int, high: int | str, step: int, partial: list[str]) -> AbstractContextManager[irtext.Loop]:
         return self.fn.loop(low, high, step, carried=[(self.ops.type, value) for value in partial])
 
     def _products(self, narrow: str, wide: str, count: int, partial: list[str]) -> list[str]:

@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
-from fusegraph.codegen.cpu.run_time import SIZE, product
+from fusegraph.codegen.cpu.run_time import SIZE, bound
+from fusegraph.ir.index import Axis
 from fusegraph.records import dataclass
 
 __all__ = ["Packer", "PanelSource", "in_two_pieces"]
@@ -23,13 +24,13 @@ __all__ = ["Packer", "PanelSource", "in_two_pieces"]
 class PanelSource:
     """Elements between columns, or the place of each column, and (extent, elements) of each loop of the sum.
 
-    rows: of the first loop, if its extent is known at run time only (see Axis).
+    sized: the axis of the first loop, if its extent is known at run time only.
     """
 
     column_stride: int
     column_table: tuple[int, ...]
     steps: tuple[tuple[int, int], ...]
-    rows: int = 0
+    sized: Axis | None = None
 
     @property
     def depth(self) -> int:
@@ -40,6 +41,11 @@ class PanelSource:
         return count
 
     @property
+    def can_be_sized(self) -> bool:
+        """Whether its first loop may have an extent that is known at run time only: not where that is the one transposed."""
+        return not self.transposed or len(self.merged().steps) > 1
+
+    @property
     def transposed(self) -> bool:
         """Whether the sum runs along memory and the columns do not."""
         return not self.column_table and self.column_stride != 1 and bool(self.steps) and self.steps[-1][1] == 1
@@ -48,11 +54,11 @@ class PanelSource:
         """With loops of the sum joined where memory allows."""
         steps: list[tuple[int, int]] = []
         for extent, stride in self.steps:
-            if steps and steps[-1][1] == extent * stride and not (self.rows and len(steps) == 1):
+            if steps and steps[-1][1] == extent * stride and not (self.sized is not None and len(steps) == 1):
                 steps[-1] = steps[-1][0] * extent, stride
             else:
                 steps.append((extent, stride))
-        return PanelSource(self.column_stride, self.column_table, tuple(steps), self.rows)
+        return PanelSource(self.column_stride, self.column_table, tuple(steps), self.sized)
 
 
 @lru_cache(maxsize=256)
@@ -82,7 +88,7 @@ class Packer:
         name = f"{self.prefix}_pack{columns}"
         if not self.module.has_function(name):
             self._define(name, columns)
-        size = [("i64", SIZE)] if self.source.rows else []
+        size = [("i64", SIZE)] if self.source.sized is not None else []
         fn.call("void", name, [("ptr", source), ("ptr", panel), ("i64", column), *size])
 
     def bytes(self, columns: int) -> int:
@@ -92,14 +98,14 @@ class Packer:
 
     def _define(self, name: str, columns: int) -> None:
         params = ["ptr noalias %source", "ptr noalias %panel", "i64 %column"]
-        params += [f"i64 {SIZE}"] if self.source.rows else []
+        params += [f"i64 {SIZE}"] if self.source.sized is not None else []
         fn = self.module.function(name, params, attrs="noinline")
         ops = VectorOps(fn, self.lanes, self.element)
         counts = [min(self.lanes, columns - at) for at in range(0, columns, self.lanes)]
         places = [self._places(ops, at * self.lanes, count) for at, count in enumerate(counts)]
         steps: list[tuple[int | str, int]] = list(self.source.steps)
-        if self.source.rows:
-            steps[0] = product(fn, (self.source.rows, SIZE)), steps[0][1]
+        if self.source.sized is not None:
+            steps[0] = bound(fn, self.source.sized), steps[0][1]
         self._nest(ops, counts, places, steps, "%source", "%panel")
 
     def _nest(

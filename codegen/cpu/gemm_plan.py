@@ -323,7 +323,7 @@ def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
     while extent_of(plan.sums) * width > _MAX_PANEL:
         first, *rest = plan.sums
         inner = extent_of(rest)
-        if inner >= _MIN_DEPTH and not first.rows:
+        if inner >= _MIN_DEPTH and (not first.rows or first.per > 1):
             plan = replace(plan, blocks=(*plan.blocks, first), sums=tuple(rest))
             continue
         part = max(
@@ -334,13 +334,15 @@ def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
         plan = _split_sum(plan, first, part)
     wide = plan.found.wide
     steps = tuple((axis.extent, wide.stride(axis)) for axis in plan.sums)
-    rows = plan.sums[0].rows if plan.sums else 0
-    return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps, rows))
+    sized = plan.sums[0] if plan.sums and plan.sums[0].rows else None
+    return replace(plan, source=PanelSource(wide.stride(plan.found.column), column_table, steps, sized))
 
 
 def _near(plan: GemmPlan) -> GemmPlan:
     """With outer loops of the sum as blocks, until the vectors that a tile reads stay in the first-level cache."""
-    while plan.is_far and len(plan.sums) > 1 and not plan.sums[0].rows and extent_of(plan.sums[1:]) >= _MIN_DEPTH:
+    while plan.is_far and len(plan.sums) > 1 and extent_of(plan.sums[1:]) >= _MIN_DEPTH:
+        if plan.sums[0].rows and plan.sums[0].per == 1:
+            break
         plan = replace(plan, blocks=(*plan.blocks, plan.sums[0]), sums=plan.sums[1:])
     return plan
 

@@ -82,13 +82,16 @@ def most_tiles(plan: GemmPlan) -> int:
 def can_be_sized(plan: GemmPlan) -> bool:
     """Whether a plan can take the number of points along its axes of run-time extent as it comes."""
     outer = plan.outer[1:] if plan.outer and plan.outer[0].rows else plan.outer
-    fixed = [*outer, *plan.outer_rows, *plan.blocks, *plan.sums[1:]]
+    fixed = [*outer, *plan.outer_rows, *plan.blocks[1:], *plan.sums[1:]]
     if any(axis.rows for axis in fixed) or (plan.row is not None and plan.row.rows and plan.outer_rows):
         return False
     if any(axis.rows for limit in plan.limits for axis in limit.axes):
         return False
-    if plan.sums and plan.sums[0].rows and (plan.dot or (plan.source is not None and plan.source.transposed)):
-        return False
+    if plan.sums and plan.sums[0].rows:
+        if plan.dot and len(plan.sums) == 1:
+            return False
+        if plan.source is not None and not plan.source.can_be_sized:
+            return False
     copies = [copy for copy in (plan.narrow_copy, plan.wide_copy) if copy is not None]
     return all(copy.can_be_sized for copy in copies) and _outermost_is_grouped(plan)
 

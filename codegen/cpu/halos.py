@@ -89,7 +89,14 @@ def _halo(program: Program, name: str) -> Halo | None:
     grown = _grown(buffer, before, behind)
     if grown.size > _MOST_GROWTH * buffer.size:
         return None
-    return Halo(name, tuple(before), tuple(behind), writers[0], _zeros(grown, before, behind))
+    return Halo(name, tuple(before), tuple(behind), writers[0], _zeros(grown, before, behind, _blocks(program, name)))
+
+
+def _blocks(program: Program, name: str) -> Axis | None:
+    """The first axis of the writing loop, if its extent is known at run time only."""
+    stores = (store for loop in program.loops for stage in loop.stages for store in stage.stores)
+    axes = {store.index[0].axis for store in stores if store.buffer == name}
+    return next((axis for axis in axes if axis is not None and axis.rows), None)
 
 
 def _masked_axis(condition: object, load: Load, buffer: Buffer) -> int | None:
@@ -102,10 +109,15 @@ def _masked_axis(condition: object, load: Load, buffer: Buffer) -> int | None:
     return None
 
 
-def _zeros(buffer: Buffer, before: Sequence[int], behind: Sequence[int]) -> Loop:
-    """Writes the border of a grown buffer: for each axis with one the slabs before and behind the image."""
+def _zeros(buffer: Buffer, before: Sequence[int], behind: Sequence[int], blocks: Axis | None) -> Loop:
+    """Writes the border of a grown buffer: for each axis with one the slabs before and behind the image.
+
+    blocks: the first axis, where its extent is known at run time only.
+    """
     bordered = [d for d in range(len(buffer.shape)) if before[d] or behind[d]]
     space = {d: Axis(f"h{d}", extent) for d, extent in enumerate(buffer.shape) if d < bordered[0]}
+    if blocks is not None and 0 in space:
+        space[0] = Axis("h0", blocks.extent, blocks.rows, blocks.per)
     zero = const(0, buffer.dtype)
     stages = []
     for d in bordered:

@@ -41,7 +41,7 @@ class _Renaming:
         return (loop.schedule, buffers, space, tuple(self._stage(stage) for stage in loop.stages))
 
     def _new_axes(self, axes: Sequence[Axis]) -> Key:
-        return tuple((self._axes.setdefault(axis, len(self._axes)), axis.extent, axis.rows) for axis in axes)
+        return tuple((self._axes.setdefault(axis, len(self._axes)), axis.extent, axis.rows, axis.per) for axis in axes)
 
     def _stage(self, stage: Stage) -> Key:
         axes, reduce_axes = self._new_axes(stage.axes), self._new_axes(stage.reduce_axes)

@@ -80,7 +80,7 @@ def _without_unit_axes(loop: Loop) -> Loop:
 
 def _is_one(outer: Axis, inner: Axis, indices: Sequence[Index]) -> bool:
     """Whether every index walks through (outer, inner) as through one axis."""
-    if inner.rows:  # a step along the outer axis would be another one at run time
+    if inner.rows or outer.per > 1:  # a step along the outer axis would be another one at run time; blocks are counted alone
         return False
     return all(index.coefficient(outer) == inner.extent * index.coefficient(inner) for index in indices)
 
@@ -100,7 +100,7 @@ def _merged(groups: list[list[Axis]], name: str, merges: dict[Axis, tuple[Axis, 
     axes = []
     for position, group in enumerate(groups):
         rows = math.prod(a.extent for a in group[1:]) * group[0].rows
-        axis = Axis(f"{name}{len(groups) - 1 - position}", math.prod(a.extent for a in group), rows)
+        axis = Axis(f"{name}{len(groups) - 1 - position}", math.prod(a.extent for a in group), rows, group[0].per)
         merges.update({old: (axis, old is group[-1]) for old in group})
         axes.append(axis)
     return tuple(axes)

@@ -1,7 +1,8 @@
 """Axes whose extent is known at run time only: bounds of their loops.
 
 A kernel over such an axis takes the number of rows of this call, n, as its parameter %n. The axis has `rows` points for each of
-them, and at most `extent`: memory, and everything that is planned, is for that many.
+them (a block of `per` of those is one point, where it says so), and at most `extent`: memory, and everything that is planned,
+is for that many.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def product(fn: FunctionBuilder, factors: Iterable[int | str]) -> int | str:
 
 def bound(fn: FunctionBuilder, axis: Axis) -> int | str:
     """How many points an axis has in this call."""
-    return product(fn, (axis.rows, SIZE)) if axis.rows else axis.extent
+    return ceiling(fn, product(fn, (axis.rows, SIZE)), axis.per) if axis.rows else axis.extent
 
 
 def points(fn: FunctionBuilder, axes: Iterable[Axis]) -> int | str:
@@ -55,6 +56,8 @@ def whole_part(fn: FunctionBuilder, count: int | str, unit: int) -> int | str:
 
 def ceiling(fn: FunctionBuilder, count: int | str, unit: int) -> int | str:
     """How many pieces of `unit` cover `count`."""
+    if unit == 1:
+        return count
     if isinstance(count, int):
         return -(-count // unit)
     return fn.op(f"udiv i64 {fn.op(f'add i64 {count}, {unit - 1}')}, {unit}")

@@ -25,15 +25,17 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
+from fusegraph.codegen.cpu.partial_blocks import PartialBlocks, partly_filled
 from fusegraph.codegen.cpu.run_time import SIZE, Refused, product, whole_part
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_calls import call_kernels
 from fusegraph.codegen.cpu.step_clock import StepClock
+from fusegraph.codegen.cpu.step_stand_ins import StandIns, clear_tail, with_room
 from fusegraph.codegen.cpu.stretches import Stretch, find_stretches
 from fusegraph.codegen.cpu.winners_kernels import emit_winners
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan
 from fusegraph.ir.loops import Guard, Loop, Program
-from fusegraph.records import dataclass, replace
+from fusegraph.records import dataclass, field, replace
 
 TABLE_ARENA, TABLE_WORKSPACE, TABLE_ERROR, TABLE_SIZE, TABLE_FIRST = 0, 1, 2, 3, 4
 
@@ -75,7 +77,7 @@ def emit_kernel(module: Module, loop: Loop, program: Program, vector_bits: int, 
             return made
         if loop.sized and loop.points() > SMALL_PRODUCT:
             raise Refused(f"{loop.name} is a product or convolution that is planned for one number of rows")
-    if not exact and not loop.sized and (made := emit_winners(module, loop, program, vector_bits)) is not None:
+    if not exact and (made := emit_winners(module, loop, program, vector_bits)) is not None:
         return made
     if loop.schedule == "scatter":
         return emit_scatter(module, loop, program, vector_bits, exact=exact)
@@ -99,15 +101,19 @@ def emit_step(
     take: is given the IR part by part, as it is written: modules that make up the step when they are linked.
     """
     module = Module(vector_bits=vector_bits)
-    program, halos = in_memory(program, vector_bits, exact)
+    placed = in_memory(program, vector_bits, exact)
+    program, blocks = placed.program, placed.blocks
     parts = None if take is None else ModuleParts(module, take)
-    kernels = _emit_kernels(module, program, halos, vector_bits, exact, parts)
+    kernels = _emit_kernels(module, placed, vector_bits, exact, parts)
     stretches = find_stretches(program, kernels) if clock is None else ()
     memory, stretches = _placed(program, kernels, stretches)
+    memory, stand_ins = with_room(memory, program, blocks.stand_ins if blocks else ())
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
-    barriers = _emit_driver(module, program, memory, kernels, stretches, guards, workspace, data_field, clock)
+    barriers = _emit_driver(
+        module, program, memory, kernels, stretches, guards, workspace, data_field, clock, stand_ins, blocks.size if blocks else 0
+    )
     module.merge_equal()
     if parts is not None:
         parts.finish(barrier_text + "\n")
@@ -125,24 +131,42 @@ def _placed(
     return (together, stretches) if together.arena_bytes <= alone.arena_bytes else (alone, ())
 
 
-def in_memory(program: Program, vector_bits: int, exact: bool) -> tuple[Program, dict[str, list[Halo]]]:
+@dataclass(frozen=True)
+class Placed:
+    """A program as it lies in memory; borders of zeros by the loop that writes them; what a partly filled block takes."""
+
+    program: Program
+    halos: Mapping[str, Sequence[Halo]] = field(default_factory=dict)
+    blocks: PartialBlocks | None = None
+
+    def tails(self, loop: Loop) -> tuple[str, ...]:
+        """Buffers whose rows a loop sets to zero behind the last one (see partial_blocks.py)."""
+        return () if self.blocks is None else self.blocks.tails.get(loop.name, ())
+
+
+def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
     """`program` with its temps as they lie in memory: positions in 32 bits, images in blocks with borders of zeros.
 
-    Also the borders, by the loop that writes them. Loops keep their names, their number and their order. Images whose number is
-    known at run time only lie in memory as everything else does.
+    Loops keep their names, their number and their order. Images whose number is known at run time only lie in memory as
+    everything else does where they cannot lie in blocks.
     """
     program = narrow_positions(program)
-    if exact or program.rows:
-        return program, {}
+    if exact:
+        return Placed(program)
+    if program.rows:
+        try:
+            blocks = partly_filled(program, vector_bits)
+        except Refused:
+            blocks = None
+        return Placed(program) if blocks is None else Placed(*with_halos(blocks.program, blocks.blocked), blocks)
     blocked = batch_blocked(program, vector_bits)
     changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
-    return with_halos(blocked, changed)
+    return Placed(*with_halos(blocked, changed))
 
 
 def _emit_kernels(
     module: Module,
-    program: Program,
-    halos: Mapping[str, Sequence[Halo]],
+    placed: Placed,
     vector_bits: int,
     exact: bool,
     parts: ModuleParts | None,
@@ -150,17 +174,20 @@ def _emit_kernels(
     """A kernel for each loop; loops that differ only in names share one function."""
     kernels: list[EmittedKernel] = []
     first: dict[Key, tuple[Loop, EmittedKernel]] = {}
+    program = placed.program
     for loop in program.loops:
-        borders = halos.get(loop.name, ())
+        borders, tails = placed.halos.get(loop.name, ()), placed.tails(loop)
         masks = () if exact else masks_of(loop, program)
-        key = (kernel_key(loop, program), masks, tuple((halo.before, halo.behind) for halo in borders))
+        cleared = tuple(kernel_buffers(loop).index(name) for name in tails)
+        key = (kernel_key(loop, program), masks, tuple((halo.before, halo.behind) for halo in borders), cleared)
         if key not in first:
             kernel = emit_kernel(module, loop, program, vector_bits, exact)
             zeros = [
                 emit_nest(module, halo.zeros, program, vector_bits, exact=exact, parallel=kernel.parallel)
                 for halo in borders
             ]
-            first[key] = (loop, _with_zeros(module, kernel, zeros) if zeros else kernel)
+            kernel = _with_zeros(module, loop, kernel, zeros) if zeros else kernel
+            first[key] = (loop, _with_tails(module, loop, kernel, tails, placed) if tails else kernel)
             if parts is not None:
                 parts.cut()
         like, kernel = first[key]
@@ -169,16 +196,41 @@ def _emit_kernels(
     return tuple(kernels)
 
 
-def _with_zeros(module: Module, kernel: EmittedKernel, zeros: Sequence[EmittedKernel]) -> EmittedKernel:
-    """A kernel that writes an image and, in the same go, the zeros around it."""
+def _with_zeros(module: Module, loop: Loop, kernel: EmittedKernel, zeros: Sequence[EmittedKernel]) -> EmittedKernel:
+    """A kernel that writes an image and, in the same go, the zeros around it: both along the same blocks of images."""
     name = f"{kernel.name}_and_halo"
-    pointers = [f"ptr %p{place}" for place in range(len(kernel.buffers))]
-    fn = module.function(name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt"])
+    fn = _calling(module, name, loop, kernel)
     for part in (kernel, *zeros):
-        places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
-        fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt")])
+        _call_part(fn, part, loop, kernel)
     scratch = max(part.scratch_bytes for part in (kernel, *zeros))
     return replace(kernel, name=name, scratch_bytes=scratch, rows=0)
+
+
+def _with_tails(
+    module: Module, loop: Loop, kernel: EmittedKernel, tails: Sequence[str], placed: Placed
+) -> EmittedKernel:
+    """A kernel that writes rows and sets those behind the last one to zero, as far as its block goes."""
+    assert placed.blocks is not None
+    name = f"{kernel.name}_and_tail"
+    fn = _calling(module, name, loop, kernel)
+    _call_part(fn, kernel, loop, kernel)
+    with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
+        for buffer in tails:
+            pointer = f"%p{kernel.buffers.index(buffer)}"
+            clear_tail(fn, pointer, placed.program.buffers[buffer], placed.blocks.size)
+    return replace(kernel, name=name, rows=None)
+
+
+def _calling(module: Module, name: str, loop: Loop, kernel: EmittedKernel) -> FunctionBuilder:
+    pointers = [f"ptr %p{place}" for place in range(len(kernel.buffers))]
+    size = [f"i64 {SIZE}"] if loop.sized else []
+    return module.function(name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt", *size])
+
+
+def _call_part(fn: FunctionBuilder, part: EmittedKernel, loop: Loop, kernel: EmittedKernel) -> None:
+    places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
+    size = [("i64", SIZE)] if loop.sized else []
+    fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt"), *size])
 
 
 def _emit_driver(
@@ -190,7 +242,9 @@ def _emit_driver(
     guards: list[str],
     workspace: int,
     data_field: int | None,
-    clock: str | None = None,
+    clock: str | None,
+    stand_ins: dict[str, int],
+    block: int,
 ) -> int:
     fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
     arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
@@ -205,13 +259,20 @@ def _emit_driver(
     address |= {name: fn.gep(mine, offset, "i8") for name, offset in memory.locals.items()}
     scratch = fn.gep(mine, memory.local_bytes, "i8")
     if program.rows:
-        fn.emit(f"{SIZE} = load i64, ptr {fn.gep('%table', TABLE_SIZE, 'i64')}, align 8")
+        size = fn.gep("%table", TABLE_SIZE, "i64")
+        fn.emit(f"{SIZE} = load i64, ptr {size}, align 8")
+        address |= {buffer.name: size for buffer in program.buffers.values() if buffer.role == "size"}
     for number, (guard, name) in enumerate(zip(program.guards, guards, strict=True)):
         _call_guard(fn, name, address[guard.buffer], number, guard.buffer in program.rows)
     stamps = None
     if clock is not None:
         stamps = StepClock(fn, clock, TABLE_FIRST + len(memory.externals), len(kernels))
+    copies = StandIns(fn, program, stand_ins, block) if stand_ins else None
+    if copies is not None:
+        copies.enter(address, arena)
     barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
+    if copies is not None:
+        copies.leave()
     fn.ret()
     return barriers
 

@@ -20,6 +20,7 @@ from fusegraph.codegen.cpu.irvector import VectorOps
 from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_function
 from fusegraph.codegen.cpu.nest import describe
 from fusegraph.codegen.cpu.nest_ops import element_of, memory_element
+from fusegraph.codegen.cpu.run_time import bound
 from fusegraph.ir.index import Axis, Index, Indirect, flatten_index
 from fusegraph.ir.loops import Loop, Program, Store
 from fusegraph.ir.scalar import Load
@@ -170,7 +171,7 @@ class _Emitter:
             with fn.loop(first, last) as row:
                 self._pieces({**place, **decode(fn, row.index, found.taps)}, count)
 
-        with fn.loop(0, found.images.extent) as image:
+        with fn.loop(0, bound(fn, found.images)) as image:
             for_each_part(fn, low, high, rows, part)
 
     def _compacted(self, place: Mapping[Axis, str]) -> str:
@@ -197,7 +198,7 @@ class _Emitter:
     def _scattered(self, grouped: bool) -> None:
         """Threads share the images."""
         fn, found = self.fn, self.found
-        low, high = thread_range(fn, found.images.extent)
+        low, high = thread_range(fn, bound(fn, found.images))
         with fn.loop(low, high) as image:
             place = {found.images: image.index}
             if grouped:

@@ -23,43 +23,46 @@ class Axis:
     """A loop variable that runs over 0 .. extent - 1. The name is unique within a program.
 
     rows: 0, or how many points there are for each row of an axis whose extent is known at run time only: then `extent` is the
-    most that it can be, and the loop runs over rows * n points.
+    most that it can be, and the loop runs over rows * n points. per: how many such points one of this axis stands for (blocks of
+    rows, the last one perhaps partly filled): the loop runs over rows * n / per points, rounded up.
 
     Interned: equal axes are one object, because they are compared and hashed more often than anything else.
     """
 
-    __slots__ = ("name", "extent", "rows", "__weakref__")
+    __slots__ = ("name", "extent", "rows", "per", "__weakref__")
     name: str
     extent: int
     rows: int
+    per: int
 
-    def __new__(cls, name: str, extent: int, rows: int = 0) -> Axis:
-        found = _axes.get((name, extent, rows))
-        return found if found is not None else _new_axis(name, extent, rows)
+    def __new__(cls, name: str, extent: int, rows: int = 0, per: int = 1) -> Axis:
+        found = _axes.get((name, extent, rows, per))
+        return found if found is not None else _new_axis(name, extent, rows, per)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"an axis does not change ({name} of {self!r})")
 
-    def __reduce__(self) -> tuple[type[Axis], tuple[str, int, int]]:
-        return Axis, (self.name, self.extent, self.rows)
+    def __reduce__(self) -> tuple[type[Axis], tuple[str, int, int, int]]:
+        return Axis, (self.name, self.extent, self.rows, self.per)
 
     def __repr__(self) -> str:
         return self.name
 
 
-_axes: WeakValueDictionary[tuple[str, int, int], Axis] = WeakValueDictionary()
+_axes: WeakValueDictionary[tuple[str, int, int, int], Axis] = WeakValueDictionary()
 _axes_lock = threading.Lock()
 
 
-def _new_axis(name: str, extent: int, rows: int) -> Axis:
+def _new_axis(name: str, extent: int, rows: int, per: int) -> Axis:
     with _axes_lock:
-        found = _axes.get((name, extent, rows))
+        found = _axes.get((name, extent, rows, per))
         if found is None:
             found = object.__new__(Axis)
             object.__setattr__(found, "name", name)
             object.__setattr__(found, "extent", extent)
             object.__setattr__(found, "rows", rows)
-            _axes[name, extent, rows] = found
+            object.__setattr__(found, "per", per)
+            _axes[name, extent, rows, per] = found
         return found
 
 

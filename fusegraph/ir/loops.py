@@ -37,7 +37,8 @@ class Buffer:
     """Memory of a program.
 
     role    input (an argument), state (read, and written in place, over many steps), output (made anew each call),
-            temp (in the arena), local (in the arena too, one copy a thread; only the current point of `space` uses it)
+            temp (in the arena), local (in the arena too, one copy a thread; only the current point of `space` uses it),
+            size (the number of rows of a call, where it is known at run time only)
     """
 
     name: str

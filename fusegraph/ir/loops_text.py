@@ -15,7 +15,8 @@ def extent_text(axis: Axis) -> str:
     """A number, or "n<=64": known at run time, at most 64."""
     if not axis.rows:
         return str(axis.extent)
-    return f"{'' if axis.rows == 1 else f'{axis.rows} '}n<={axis.extent}"
+    blocks = f"/{axis.per}" if axis.per > 1 else ""
+    return f"{'' if axis.rows == 1 else f'{axis.rows} '}n{blocks}<={axis.extent}"
 
 
 def _names(stage: Stage) -> tuple[dict[Expr, str], list[str]]:
