@@ -286,19 +286,6 @@ def test_empty_batches():
         np.testing.assert_allclose(total.numpy(), numbers(n, 4).sum(), rtol=1e-5, atol=1e-5)
 
 
-def test_images_in_blocks_keep_their_programs_unless_asked_for():
-    fg.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 5 * 5, 3))
-    for dynamic, sized in ((None, False), (True, True)):
-        compiled = fg.compile(lambda x: model(x).detach(), dynamic=dynamic)
-        for n in [32, 16, 7, 1]:
-            x = numbers(n, 1, 12, 12)
-            np.testing.assert_allclose(
-                compiled(x).numpy(), model(fg.as_tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5
-            )
-        assert is_sized(compiled) == sized, compiled.reasons
-
-
 # -- the option ---------------------------------------------------------------------------------------------------------------
 
 

@@ -197,12 +197,14 @@ def blocks_of(uses: Sequence[Use], chosen: Mapping[str, int], size: int) -> dict
 
 def _block_axis(axis: Axis, size: int) -> Axis:
     count = -(-axis.extent // size)  # a single block is there in any case
-    return Axis(f"{axis.name}_block", count, axis.rows, size) if axis.rows and count > 1 else Axis(f"{axis.name}_block", count)
+    return (
+        Axis(f"{axis.name}_block", count, axis.rows, size)
+        if axis.rows and count > 1
+        else Axis(f"{axis.name}_block", count)
+    )
 
 
-def blocked_loop(
-    loop: Loop, split: Mapping[Axis, tuple[Axis, Axis]], sizes: Mapping[str, int], size: int
-) -> Loop:
+def blocked_loop(loop: Loop, split: Mapping[Axis, tuple[Axis, Axis]], sizes: Mapping[str, int], size: int) -> Loop:
     """`loop` with its batch axes `split`, and the buffers `sizes` in blocks."""
     if not split:
         return loop

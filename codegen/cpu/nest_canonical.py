@@ -80,7 +80,9 @@ def _without_unit_axes(loop: Loop) -> Loop:
 
 def _is_one(outer: Axis, inner: Axis, indices: Sequence[Index]) -> bool:
     """Whether every index walks through (outer, inner) as through one axis."""
-    if inner.rows or outer.per > 1:  # a step along the outer axis would be another one at run time; blocks are counted alone
+    if (
+        inner.rows or outer.per > 1
+    ):  # a step along the outer axis would be another one at run time; blocks are counted alone
         return False
     return all(index.coefficient(outer) == inner.extent * index.coefficient(inner) for index in indices)
 

@@ -74,11 +74,11 @@ def partly_filled(program: Program, vector_bits: int) -> PartialBlocks | None:
 class _Filling:
     """The rewriting of one program."""
 
-    def __init__(self, program: Program, uses: Mapping[str, Sequence[Use]], chosen: Mapping[str, int], size: int) -> None:
+    def __init__(
+        self, program: Program, uses: Mapping[str, Sequence[Use]], chosen: Mapping[str, int], size: int
+    ) -> None:
         self._program, self._chosen, self._size = program, chosen, size
-        self._splits: dict[str, Split] = {
-            loop.name: blocks_of(uses[loop.name], chosen, size) for loop in program.loops
-        }
+        self._splits: dict[str, Split] = {loop.name: blocks_of(uses[loop.name], chosen, size) for loop in program.loops}
         name = next(n for n in ("n", *(f"n_{k}" for k in range(len(program.buffers) + 1))) if n not in program.buffers)
         self._count = Buffer(name, (), int64, "size")
         self._stand_ins = {buffer for loop in program.loops for buffer in self._external_rows(loop)}

@@ -112,7 +112,17 @@ def emit_step(
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
     barriers = _emit_driver(
-        module, program, memory, kernels, stretches, guards, workspace, data_field, clock, stand_ins, blocks.size if blocks else 0
+        module,
+        program,
+        memory,
+        kernels,
+        stretches,
+        guards,
+        workspace,
+        data_field,
+        clock,
+        stand_ins,
+        blocks.size if blocks else 0,
     )
     module.merge_equal()
     if parts is not None:
