@@ -228,7 +228,7 @@ def _with_tails(
         for buffer in tails:
             pointer = f"%p{kernel.buffers.index(buffer)}"
             clear_tail(fn, pointer, placed.program.buffers[buffer], placed.blocks.size)
-    return replace(kernel, name=name, rows=None)
+    return replace(kernel, name=name, rows=0)
 
 
 def _calling(module: Module, name: str, loop: Loop, kernel: EmittedKernel) -> FunctionBuilder:
