@@ -100,11 +100,8 @@ def _nodes_of(state: FusionState, group: Group) -> tuple[Node, ...]:
             for operand in node.inputs
             if operand not in found and (operand not in state.names or operand in mine)
         ]
-    return tuple(
-        node
-        for node in state.graph.nodes
-        if node in found and node.op not in ("input", "constant") and PRIMITIVES[node.op].kind != "view"
-    )
+    shown = [node for node in found if node.op not in ("input", "constant") and PRIMITIVES[node.op].kind != "view"]
+    return tuple(sorted(shown, key=state.places.__getitem__))
 
 
 def _short(nodes: tuple[Node, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from fusegraph.ir.graph import Graph, Node
 from fusegraph.ir.loops import Buffer
 from fusegraph.passes.groups import Refusal
@@ -47,3 +49,8 @@ class FusionState:
     outputs: list[str] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
     report: FusionReport = field(default_factory=FusionReport)
+
+    @cached_property
+    def places(self) -> dict[Node, int]:
+        """Where each node stands in the graph."""
+        return {node: place for place, node in enumerate(self.graph.nodes)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from fusegraph.passes.fusion_state import FusionState, Merge
 from fusegraph.passes.groups import (
@@ -19,22 +19,22 @@ from fusegraph.passes.groups import (
     old_name,
     single,
 )
+from fusegraph.passes.merge_pairs import Pairs
 from fusegraph.passes.schedule import make_loop
-
-SMALL = 1 << 12  # bytes: of a value that may lie about
 
 
 class KernelGraph:
     """The kernels so far, which depends on which, and the order that they can run in.
 
-    `below` holds for each kernel all that depend on it, also through others, as a bit set. Bits of kernels that are part of
-    another by now stay: their numbers are not used again.
+    `below` holds for each kernel all that depend on it, also through others, as a bit set; `bits` are those of a kernel: one for
+    each root.
     """
 
     def __init__(self, state: FusionState) -> None:
         self.state = state
         self.groups: dict[int, Group] = {}
         self.first: dict[int, int] = {}
+        self.bits: dict[int, int] = {}
         self.below: dict[int, int] = {}
         self.successors: dict[int, set[int]] = {}
         self.predecessors: dict[int, set[int]] = {}
@@ -44,8 +44,9 @@ class KernelGraph:
         self._connect()
         order = self.order()
         self.first = {number: position for position, number in enumerate(order)}
+        self.bits = {number: 1 << number for number in order}
         for number in reversed(order):
-            self.below[number] = _union(self.below[after] | 1 << after for after in self.successors[number])
+            self.below[number] = _union(self.below[after] | self.bits[after] for after in self.successors[number])
 
     def _add(self, group: Group, first: int) -> int:
         number = self._next
@@ -86,7 +87,7 @@ class KernelGraph:
 
     def path_besides(self, a: int, b: int) -> bool:
         """Whether B depends on A also through a third kernel."""
-        return any(self.below[n] >> b & 1 for n in self.successors[a] if n != b)
+        return any(self.below[n] & self.bits[b] for n in self.successors[a] if n != b)
 
     def replace(self, a: int, b: int, merged: Group) -> int:
         """One kernel in the place of two."""
@@ -98,15 +99,23 @@ class KernelGraph:
             for after in self.successors[old] - {a, b}:
                 self.predecessors[after].discard(old)
                 self._edge(number, after)
-        merged_below, either = self.below[a] | self.below[b], 1 << a | 1 << b
-        for above, below in self.below.items():
-            if below & either:
-                self.below[above] = below | merged_below | 1 << number
-        self.below[number] = merged_below
+        self.bits[number], self.below[number] = self.bits[a] | self.bits[b], self.below[a] | self.below[b]
         for old in (a, b):
-            for table in (self.groups, self.first, self.below, self.successors, self.predecessors):
+            for table in (self.groups, self.first, self.bits, self.below, self.successors, self.predecessors):
                 del table[old]  # type: ignore[attr-defined]
+        self._tell(number)
         return number
+
+    def _tell(self, number: int) -> None:
+        """Let kernels above `number` know what is below them by now."""
+        stack = [number]
+        while stack:
+            below = stack.pop()
+            reached = self.below[below] | self.bits[below]
+            for above in self.predecessors[below]:
+                if reached & ~self.below[above]:
+                    self.below[above] |= reached
+                    stack.append(above)
 
     def order(self) -> list[int]:
         """A topological order; among those that are ready, the one whose first root came first."""
@@ -132,36 +141,18 @@ def _union(sets: Iterable[int]) -> int:
 
 def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
     """Merge pairs, the most bytes first, until no pair may merge."""
-    heap: list[tuple[int, int, int, str]] = []
-    known = {number: (group.reads(), group.writes) for number, group in groups.groups.items()}
-    readers: dict[str, set[int]] = {}
-    for number, (reads, _) in known.items():
-        for name in reads:
-            readers.setdefault(name, set()).add(number)
-
-    def push(number: int) -> None:
-        for a, b, kind, nbytes in _candidates(state, groups, known, readers, number):
-            heapq.heappush(heap, (-nbytes, a, b, kind))
-
-    for number in list(groups.groups):
-        push(number)
+    pairs = Pairs(groups)
     refused: dict[tuple[int, int], tuple[str, int]] = {}
-    while heap and (state.limit is None or len(state.report.merges) < state.limit):
-        nbytes, a, b, kind = heapq.heappop(heap)
-        if a not in groups.groups or b not in groups.groups:
-            continue
+    while (state.limit is None or len(state.report.merges) < state.limit) and (pair := pairs.pop()) is not None:
+        a, b, kind, nbytes = pair
         try:
             merged = _attempt(groups, a, b, kind)
         except Refused as refusal:
-            refused[a, b] = str(refusal), -nbytes
+            refused[a, b] = str(refusal), nbytes
             continue
         first, second = groups.groups[a], groups.groups[b]
-        state.report.merges.append(Merge(_title(first), _title(second), -nbytes, *joint_nodes(first, second)))
-        number = groups.replace(a, b, merged)
-        known[number] = (merged.reads(), merged.writes)
-        for name in known[number][0]:
-            readers.setdefault(name, set()).add(number)
-        push(number)
+        state.report.merges.append(Merge(_title(first), _title(second), nbytes, *joint_nodes(first, second)))
+        pairs.add(groups.replace(a, b, merged))
     state.report.refusals = sorted(
         (
             _refusal(rule, groups.groups[a], groups.groups[b], nbytes)
@@ -198,46 +189,6 @@ def _check_in_place(state: FusionState, group: Group) -> None:
             writer = written.get(load.buffer)
             if writer is not None and load.index != writer.index:
                 raise Refused(f"{load.buffer} would be overwritten while other points still read it")
-
-
-def _candidates(
-    state: FusionState,
-    groups: KernelGraph,
-    known: dict[int, tuple[frozenset[str], frozenset[str]]],
-    readers: dict[str, set[int]],
-    number: int,
-) -> Iterator[tuple[int, int, str, int]]:
-    """Pairs with `number` that could merge, with the bytes that a merge saves."""
-    reads, writes = known[number]
-    alive = groups.groups
-    for name in writes:
-        for other in readers.get(name, ()):
-            if other in alive and other != number and other in groups.successors[number]:
-                yield number, other, "vertical", 2 * state.buffers[name].nbytes
-    for before in groups.predecessors[number]:
-        shared = known[before][1] & reads
-        if shared:
-            yield before, number, "vertical", 2 * sum(state.buffers[name].nbytes for name in shared)
-    if alive[number].kind == "nest":
-        beside = {other for name in reads for other in readers.get(name, ()) if other in alive and other != number}
-        if not alive[number].space:
-            beside |= {
-                other for other, group in alive.items() if other != number and group.kind == "nest" and not group.space
-            }
-        if state.save_memory:  # side by side, two kernels would need what both of them read at the same time
-            mine = _large(state, reads)
-            beside = {n for n in beside if not mine or _large(state, known[n][0]) in (mine, frozenset())}
-        for other in beside:
-            a, b = (number, other) if groups.first[number] < groups.first[other] else (other, number)
-            if alive[other].kind == "nest" and b not in groups.successors[a]:
-                shared = reads & known[other][0]
-                yield a, b, "siblings", sum(state.buffers[name].nbytes for name in shared) if shared else 0
-
-
-def _large(state: FusionState, names: frozenset[str]) -> frozenset[str]:
-    """Those that take memory worth saving."""
-    buffers = (state.buffers[name] for name in names)
-    return frozenset(buffer.name for buffer in buffers if buffer.role == "temp" and buffer.nbytes > SMALL)
 
 
 def _title(group: Group) -> str:

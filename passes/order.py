@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fusegraph.passes.groups import Group, old_name
-from fusegraph.passes.merge import SMALL, KernelGraph
+from fusegraph.passes.merge import KernelGraph
+from fusegraph.passes.merge_pairs import SMALL
 
 
 def ordered(kernels: KernelGraph) -> list[Group]:

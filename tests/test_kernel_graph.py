@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heappush as push
 from typing import Any
 
 import networkx as nx
@@ -10,8 +11,12 @@ import pytest
 
 import fusegraph as fg
 import fusegraph.functional as F
-from fusegraph import nn
+from fusegraph import nn, optim
+from fusegraph.build import Artifact
+from fusegraph.passes import merge_pairs, run_pipeline
+from fusegraph.passes.fuse import fuse
 from fusegraph.passes.merge import KernelGraph
+from tests.random_graphs import random_graph
 
 
 class Watched(KernelGraph):
@@ -50,6 +55,7 @@ def test_random_merges_keep_an_order(seed):
     graph = nx.DiGraph([(n, m) for n in after for m in after[n]])
     graph.add_nodes_from(range(count))
     kernels.below = {n: sum(1 << m for m in nx.descendants(graph, n)) for n in range(count)}
+    kernels.bits = {n: 1 << n for n in range(count)}
     kernels._next = count
     for _ in range(60):
         a, b = (int(n) for n in rng.choice(list(kernels.groups), 2, replace=False))
@@ -77,3 +83,45 @@ def test_second_gradients_have_an_order(monkeypatch):
     assert Watched.asked > before + 50
     for ours, eager in zip(found, second(x, y), strict=True):
         np.testing.assert_allclose(ours.numpy(), eager.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_pairs_that_wait_change_nothing(seed, save_memory, monkeypatch):
+    """Kernels that share only what many read form pairs late: merges, their order and refusals are as if all formed at once."""
+    graph = run_pipeline(random_graph(seed=seed, steps=40)[0])
+    found = []
+    for readers in (1, 4, 1 << 30):
+        monkeypatch.setattr("fusegraph.passes.merge_pairs.COMMON_READERS", readers)
+        program, report = fuse(graph, save_memory=save_memory)
+        found.append((str(program), report.merges, report.refusals))
+    assert found[0] == found[1] == found[2]
+
+
+def test_few_pairs_form_between_updates_that_share_a_learning_rate(monkeypatch):
+    """Three times the layers form about three times the pairs, not nine times."""
+    formed = []
+    monkeypatch.setattr(merge_pairs.heapq, "heappush", lambda heap, pair: (formed.append(pair), push(heap, pair)))
+    counts = []
+    for layers in (8, 24):
+        formed.clear()
+        _ = _trained(layers).fused
+        counts.append(len(formed))
+    assert counts[1] < 5 * counts[0]
+
+
+def _trained(layers: int) -> Artifact:
+    """A training step of a deep network."""
+    model = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(16, 16), nn.ReLU())))
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    @fg.compile(backend="reference")
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step(fg.ones(4, 16), fg.tensor([0, 1, 2, 3]))
+    return step._last.artifact
