@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fusegraph.codegen.cpu.irtext import FunctionBuilder
 from fusegraph.codegen.cpu.masks import unread_outside, unused_outside, zero_outside
+from fusegraph.codegen.cpu.row_bands import find_row_bands
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program
 from fusegraph.records import dataclass, replace
@@ -72,9 +73,11 @@ def banded(plan: GemmPlan) -> GemmPlan:
 
 
 def masks_of(loop: Loop, program: Program) -> tuple[tuple[int, ...] | None, ...]:
-    """What is known of the operands and of the use of a contraction, without names: part of the key under which loops share
-    their code.
+    """What other loops say of the operands and of the use of a contraction, or of the rows of a nest, without names: part of the
+    key under which loops share their code.
     """
+    if loop.schedule == "nest" and (bands := find_row_bands(loop, program)) is not None:
+        return ((loop.space.index(bands.row), bands.offset),)
     if loop.schedule != "contract" or loop.stages[0].reduces[0].value.op != "mul":
         return ()
     axes = (*loop.space, *loop.stages[0].reduce_axes)

@@ -12,7 +12,7 @@ from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Loop, Program, Store
 from fusegraph.ir.scalar import Expr, Load, indirect_values, walk
 
-__all__ = ["unread_outside", "unused_outside", "zero_outside"]
+__all__ = ["lowest_outside", "unread_outside", "unused_outside", "zero_outside", "zero_value_outside"]
 
 _COMPARISONS = {"ge": (1, 0), "gt": (1, -1), "le": (-1, 0), "lt": (-1, -1)}  # sign and constant of left - right >= 0
 _Rule = Callable[[Expr, Program, Loop, int], "Index | None"]
@@ -27,12 +27,22 @@ def zero_outside(load: Load, program: Program) -> Index | None:
     return _loaded(load, program, None, _is_zero, _DEPTH)
 
 
+def zero_value_outside(value: Expr, program: Program, loop: Loop) -> Index | None:
+    """The index with the property that where it is < 0, an expression of `loop` is 0, or NaN with the whole row."""
+    return _is_zero(value, program, loop, _DEPTH)
+
+
+def lowest_outside(value: Expr, program: Program, loop: Loop) -> Index | None:
+    """The index with the property that where it is < 0, an expression of `loop` is -inf, or NaN with the whole row."""
+    return _is_lowest(value, program, loop, _DEPTH)
+
+
 def _loaded(load: Load, program: Program, loop: Loop | None, rule: _Rule, depth: int) -> Index | None:
     """What `rule` says of the value that was stored to what is loaded, in the axes of the loading loop."""
     role = program.buffers[load.buffer].role
     if role not in ("temp", "local") or load.mask or depth == 0:
         return None
-    writers = [loop] if role == "local" else [other for other in program.loops if load.buffer in other.writes()]
+    writers = (loop,) if role == "local" else program.writers.get(load.buffer, ())
     if len(writers) != 1 or writers[0] is None:
         return None
     stores = [store for stage in writers[0].stages for store in stage.stores if store.buffer == load.buffer]
@@ -93,6 +103,9 @@ def _position(value: Expr) -> Index | None:
         value = value.args[0]
     if value.op == "const" and value.dtype.kind == "i":
         return Index(value.attribute)
+    if value.op in ("add", "sub") and value.dtype.kind == "i":
+        left, right = (_position(side) for side in value.args)
+        return None if left is None or right is None else left + right * (1 if value.op == "add" else -1)
     return value.attribute if value.op == "index" else None
 
 
@@ -130,7 +143,7 @@ def unread_outside(loop: Loop, program: Program) -> Index | None:
     if len(stores) != 1 or not _is_scaled_sum(stores[0].value) or program.buffers[stores[0].buffer].role != "temp":
         return None
     readers = [other for other in program.loops if stores[0].buffer in other.reads()]
-    if len([other for other in program.loops if stores[0].buffer in other.writes()]) != 1:
+    if len(program.writers[stores[0].buffer]) != 1:
         return None
     found: set[Index | None] = set()
     for reader in readers:

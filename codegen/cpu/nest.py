@@ -24,6 +24,7 @@ from fusegraph.codegen.cpu.nest_share import share_rows
 from fusegraph.codegen.cpu.nest_stage import StageWriter
 from fusegraph.codegen.cpu.nest_stream import streamed_buffers
 from fusegraph.codegen.cpu.nest_strips import Strips, StripWriter, plan_strips
+from fusegraph.codegen.cpu.row_bands import find_row_bands
 from fusegraph.codegen.cpu.run_time import bound, ceiling, points, product, whole_part
 from fusegraph.ir.index import Axis
 from fusegraph.ir.loops import Loop, Program
@@ -38,10 +39,25 @@ def emit_nest(module: Module, loop: Loop, program: Program, vector_bits: int, *,
     `vector_bits`: width of a vector register. `exact`: C library functions, no contraction, sequential reductions.
     `parallel`: whether it is split among threads; None decides by the amount of work.
     """
-    buffers = kernel_buffers(loop)
     fn = kernel_function(module, loop)
     describe(fn, loop, program)
+    bands = None if exact else find_row_bands(loop, program)
+    if bands is None:
+        return _write(fn, module, loop, loop, program, vector_bits, exact, parallel)
     canonical = canonical_loop(loop, program.buffers)
+    parallel = plan_nest(canonical, program.buffers, vector_bits // 32, exact, parallel).parallel
+    parts = [
+        _write(fn, module, loop, part, program, vector_bits, exact, parallel) for part in bands.loops(loop, program)
+    ]
+    rows = math.gcd(bands.outer, *(part.rows for part in parts))
+    return replace(parts[0], scratch_bytes=max(part.scratch_bytes for part in parts), rows=rows if parallel else 0)
+
+
+def _write(fn: FunctionBuilder, module: Module, loop: Loop, part: Loop, program: Program, vector_bits: int, exact: bool,
+           parallel: bool | None) -> EmittedKernel:  # fmt: skip
+    """Write `part`, a loop that does some of what `loop` does, into the function of `loop`'s kernel."""
+    buffers = kernel_buffers(loop)
+    canonical = canonical_loop(part, program.buffers)
     if not exact:
         canonical = join_stages(replace(canonical, stages=mark_exps(canonical.stages)))
     if canonical.points() == 0 or not canonical.stages:

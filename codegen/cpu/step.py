@@ -25,6 +25,7 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers
 from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
+from fusegraph.codegen.cpu.nest_order import in_written_order
 from fusegraph.codegen.cpu.partial_blocks import PartialBlocks, partly_filled
 from fusegraph.codegen.cpu.run_time import SIZE, Refused, product, whole_part
 from fusegraph.codegen.cpu.scatter import emit_scatter
@@ -155,12 +156,13 @@ class Placed:
 
 
 def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
-    """`program` with its temps as they lie in memory: positions in 32 bits, images in blocks with borders of zeros.
+    """`program` with its temps as they lie in memory, walked through as they are written: positions in 32 bits, images in blocks
+    with borders of zeros.
 
     Loops keep their names, their number and their order. Images whose number is known at run time only lie in memory as
     everything else does where they cannot lie in blocks.
     """
-    program = narrow_positions(program)
+    program = in_written_order(narrow_positions(program))
     if exact:
         return Placed(program)
     if program.rows:

@@ -169,6 +169,15 @@ class Program:
     checks: tuple[Check, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def writers(self) -> dict[str, tuple[Loop, ...]]:
+        """The kernels that store to each buffer."""
+        found: dict[str, tuple[Loop, ...]] = {}
+        for loop in self.loops:
+            for name in loop.writes():
+                found[name] = (*found.get(name, ()), loop)
+        return found
+
     def with_loops(self, loops: tuple[Loop, ...]) -> Program:
         """The same program with other kernels."""
         return replace(self, loops=loops)
