@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,17 +26,28 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
+def collects_little() -> Iterator[None]:
+    """gc.collect() in the test walks only through what the test has made: late in a run there are gigabytes of those before."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def torch() -> Any:
     """torch, the oracle for what PyTorch does."""
     return pytest.importorskip("torch", reason="torch is not installed: its results are what these are compared with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """PTX of kernels that did not change is kept between runs, beside what pytest keeps (see tests/cuda_ptx.py)."""
+    """PTX (see tests/cuda_ptx.py) and object code that did not change are kept between runs, beside what pytest keeps."""
     from tests.cuda_ptx import STORE
 
     if getattr(config, "cache", None) is not None:
         STORE.use(config.cache.mkdir("fusegraph-ptx"))
+        os.environ.setdefault("FUSEGRAPH_CACHE_DIR", str(config.cache.mkdir("fusegraph-objects")))  # not the user's own
+    # A worker comes to hold millions of objects. By default it would look for garbage after each 700 new ones.
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -201,7 +201,7 @@ class StepPtx:
         return text
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def interpreter(ptx: str) -> Any:
     """A PtxKernel of the text: parsed once, launched often."""
     from tests.ptx import PtxKernel
