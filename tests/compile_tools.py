@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import fusegraph as fg
-from fusegraph import nn
+import fusegraph.functional as F
+from fusegraph import nn, optim
 
 BACKENDS = ("python", "reference", "cpu")
 Wrap = Callable[[Any], Any]
@@ -33,6 +34,21 @@ def mlp(seed: int = 1) -> nn.Sequential:
     """Four numbers to three classes."""
     fg.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def training_step(
+    model: Callable[[Any], Any], optimizer: optim.Optimizer, loss: Callable[[Any, Any], Any] = F.cross_entropy
+) -> Callable[[Any, Any], Any]:
+    """`step(x, y)`, to be compiled or run as it is: forward, loss, backward and update; gives the loss."""
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad()
+        value = loss(model(x), y)
+        value.backward()
+        optimizer.step()
+        return value
+
+    return step
 
 
 def as_numbers(value: Any) -> list[np.ndarray[Any, Any]]:

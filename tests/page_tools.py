@@ -15,6 +15,7 @@ from fusegraph import nn, optim
 from fusegraph.inspect.dump import sources_of
 from fusegraph.inspect.page import render
 from fusegraph.inspect.texts import kernel_texts
+from tests.compile_tools import training_step
 
 Report = dict[str, Any]
 
@@ -38,14 +39,7 @@ def compiled_step() -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
     fg.manual_seed(0)
     model = Small()
     opt = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-    @fg.compile
-    def step(x: Any, y: Any) -> Any:
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        opt.step()
-        return loss
+    step = fg.compile(training_step(model, opt))
 
     return step, (np.zeros((4, 1, 8, 8), np.float32), np.zeros(4, np.int64))
 

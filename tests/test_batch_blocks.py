@@ -14,6 +14,7 @@ from fusegraph import nn, optim
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.halos import with_halos
 from fusegraph.ir.loops import Program
+from tests.compile_tools import training_step
 
 
 class Net(nn.Module):
@@ -36,13 +37,7 @@ def trained(batch: int, wrap: Any, steps: int = 2, pool: int = 2, **options: Any
     fg.manual_seed(3)
     model = Net(pool)
     opt = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-
-    def step(x: Any, y: Any) -> Any:
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        opt.step()
-        return loss
+    step = training_step(model, opt)
 
     step = wrap(step)
     rng = np.random.default_rng(5)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compile_tools import BACKENDS, IMAGES, RNG, Wrap, X, Y, agree, mlp, wrap
+from compile_tools import BACKENDS, IMAGES, RNG, Wrap, X, Y, agree, mlp, training_step, wrap
 
 import fusegraph as fg
 import fusegraph.functional as F
@@ -47,14 +47,7 @@ def train(make: Callable[[Any], optim.Optimizer], wrap: Wrap, steps: int = 6) ->
     """Losses, then the parameters."""
     model = mlp()
     opt = make(model.parameters())
-
-    @wrap
-    def step(x: Any, y: Any) -> Any:
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        opt.step()
-        return loss
+    step = wrap(training_step(model, opt))
 
     losses = [step(X * (1 + 0.1 * i), Y) for i in range(steps)]
     return [*losses, *model.parameters()]
@@ -106,13 +99,7 @@ def test_a_changed_rate_needs_no_new_version(backend: str) -> None:
         model = mlp()
         opt = optim.Adam(model.parameters(), lr=0.05)
         schedule = lr_scheduler.CosineAnnealingLR(opt, 5)
-
-        def step(x: Any, y: Any) -> Any:
-            opt.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            opt.step()
-            return loss
+        step = training_step(model, opt)
 
         fast = wrap(step)
         compiled.append(fast)
@@ -134,14 +121,7 @@ def test_dropout_draws_the_same_numbers(backend: str) -> None:
         fg.manual_seed(3)
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3))
         opt = optim.SGD(model.parameters(), lr=0.1)
-
-        @wrap
-        def step(x: Any, y: Any) -> Any:
-            opt.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            opt.step()
-            return loss
+        step = wrap(training_step(model, opt))
 
         return [step(X, Y) for _ in range(5)] + [fg.rand(3)]
 
@@ -156,14 +136,7 @@ def test_batch_norm_keeps_running_statistics_and_train_eval_switch(backend: str)
         fg.manual_seed(4)
         model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
         opt = optim.SGD(model.parameters(), lr=0.05)
-
-        @wrap
-        def step(x: Any, y: Any) -> Any:
-            opt.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            opt.step()
-            return loss
+        step = wrap(training_step(model, opt))
 
         predict = wrap(model)
         compiled.append(predict)
@@ -328,14 +301,7 @@ def test_loaded_state_and_added_groups_are_used(backend: str) -> None:
     def run(wrap: Wrap) -> list[Any]:
         model = mlp()
         opt = optim.Adam(model[0].parameters(), lr=0.1)
-
-        @wrap
-        def step(x: Any, y: Any) -> Any:
-            opt.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            opt.step()
-            return loss
+        step = wrap(training_step(model, opt))
 
         out = [step(X, Y) for _ in range(2)]
         saved = opt.state_dict()
@@ -517,14 +483,7 @@ def test_compiled_inside_of_compiled(backend: str) -> None:
         model = mlp()
         fast = wrap(model)
         opt = optim.SGD(model.parameters(), lr=0.1)
-
-        @wrap
-        def step(x: Any, y: Any) -> Any:
-            opt.zero_grad()
-            loss = F.cross_entropy(fast(x), y)
-            loss.backward()
-            opt.step()
-            return loss
+        step = wrap(training_step(fast, opt))
 
         return [fast(X), *[step(X, Y) for _ in range(3)], fast(X)]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from compile_tools import BACKENDS, Wrap, X, Y, agree, mlp, wrap
+from compile_tools import BACKENDS, Wrap, X, Y, agree, mlp, training_step, wrap
 
 import fusegraph as fg
 import fusegraph.functional as F
@@ -130,6 +130,7 @@ def test_the_sign_of_zero_and_the_type_of_a_number_are_part_of_the_signature() -
     equal(g(one, 1), [2, 2])
 
 
+@pytest.mark.usefixtures("collects_little")
 def test_an_object_in_the_signature_is_never_taken_for_another_one() -> None:
     class Setting:
         def __init__(self, factor: float) -> None:
@@ -410,14 +411,7 @@ def unchanged(before: list[Any], after: list[Any]) -> None:
 def test_a_label_out_of_range_changes_nothing_and_the_call_can_be_repeated(backend: str) -> None:
     model = mlp()
     opt = optim.Adam(model.parameters(), lr=0.1)
-
-    @wrap(backend)
-    def step(x: Any, y: Any) -> Any:
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        opt.step()
-        return loss
+    step = wrap(backend)(training_step(model, opt))
 
     step(X, Y)
     before = snapshot(model, opt)

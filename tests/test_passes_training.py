@@ -15,6 +15,7 @@ from fusegraph import nn, optim
 from fusegraph.ir import Graph, interpret, verify
 from fusegraph.passes import run_pipeline
 from fusegraph.trace import tracing
+from tests.compile_tools import training_step
 
 Array = np.ndarray[Any, Any]
 
@@ -48,19 +49,6 @@ def check_same(graph: Graph, optimized: Graph, arrays: list[Array], tolerance: f
         np.testing.assert_allclose(y, x, rtol=0, atol=tolerance * scale)
 
 
-def training_step(model: Any, opt: Any, loss: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Forward, loss, backward and update."""
-
-    def step(x: Any, y: Any) -> Any:
-        opt.zero_grad()
-        value = loss(model(x), y)
-        value.backward()
-        opt.step()
-        return value
-
-    return step
-
-
 def mlp(hidden: int = 1) -> nn.Module:
     """784 - 256 - ... - 10 with relu."""
     layers: list[Any] = [nn.Linear(784, 256), nn.ReLU()]
@@ -79,7 +67,7 @@ def digits(count: int = 64) -> tuple[Array, Array]:
 
 def test_mlp_with_cross_entropy_and_sgd() -> None:
     model = mlp()
-    graph, arrays = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.05), F.cross_entropy), *digits())
+    graph, arrays = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.05)), *digits())
     assert counts(graph)["put_along_add"] == 1
     optimized = run_pipeline(graph, verify=True)
     found = counts(optimized)
@@ -97,7 +85,7 @@ def test_mlp_with_cross_entropy_and_sgd() -> None:
 
 def test_relu_masks_come_from_outputs() -> None:
     model = mlp()
-    graph, _ = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.05), F.cross_entropy), *digits())
+    graph, _ = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.05)), *digits())
     optimized = run_pipeline(graph)
     masks = [node for node in optimized.nodes if node.op == "gt"]
     assert masks and all(mask.inputs[0].op == "relu" for mask in masks)
@@ -123,7 +111,7 @@ def tokens() -> tuple[Array, Array]:
 
 def test_plain_sgd_on_an_embedding_is_sparse() -> None:
     model = TextNet()
-    graph, arrays = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.1), F.cross_entropy), *tokens())
+    graph, arrays = trace_step(training_step(model, optim.SGD(model.parameters(), lr=0.1)), *tokens())
     optimized = run_pipeline(graph, verify=True)
     table = next(node for node in optimized.inputs if node.shape == (1000, 16))
     (update,) = (new for old, new in optimized.updates if old is table)
@@ -136,14 +124,14 @@ def test_plain_sgd_on_an_embedding_is_sparse() -> None:
 def test_other_sgd_on_an_embedding_computes_the_same(options: dict[str, Any]) -> None:
     model = TextNet()
     opt = optim.SGD(model.parameters(), lr=0.1, **options)
-    graph, arrays = trace_step(training_step(model, opt, F.cross_entropy), *tokens())
+    graph, arrays = trace_step(training_step(model, opt), *tokens())
     check_same(graph, run_pipeline(graph, verify=True), arrays, 2e-6)
 
 
 @pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, optim.RMSprop], ids=["Adam", "AdamW", "RMSprop"])
 def test_adaptive_optimizers_compute_the_same(make: Any) -> None:
     model = mlp()
-    graph, arrays = trace_step(training_step(model, make(model.parameters(), lr=1e-3), F.cross_entropy), *digits())
+    graph, arrays = trace_step(training_step(model, make(model.parameters(), lr=1e-3)), *digits())
     optimized = run_pipeline(graph, verify=True)
     assert len(optimized.nodes) < len(graph.nodes)
     check_same(graph, optimized, arrays, 2e-6)
@@ -166,7 +154,7 @@ class ConvNet(nn.Module):
 def test_convolutional_net_computes_the_same() -> None:
     rng = np.random.default_rng(2)
     model = ConvNet().double()
-    step = training_step(model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9), F.cross_entropy)
+    step = training_step(model, optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
     graph, arrays = trace_step(step, rng.random((6, 1, 12, 12)), rng.integers(0, 10, 6))
     optimized = run_pipeline(graph, verify=True)
     assert counts(optimized)["put_along_add"] == 0
@@ -234,7 +222,7 @@ class Block(nn.Module):
 def test_transformer_block_computes_the_same(exact: bool) -> None:
     rng = np.random.default_rng(3)
     model = Block().double()
-    step = training_step(model, optim.AdamW(model.parameters(), lr=1e-3), F.cross_entropy)
+    step = training_step(model, optim.AdamW(model.parameters(), lr=1e-3))
     graph, arrays = trace_step(step, rng.standard_normal((3, 7, 8)), rng.integers(0, 5, (3, 7)))
     optimized = run_pipeline(graph, verify=True, exact=exact)
     assert len(optimized.nodes) < len(graph.nodes)
@@ -245,7 +233,7 @@ def test_transformer_block_computes_the_same(exact: bool) -> None:
 def test_rounds_do_not_grow_with_the_depth_of_a_net() -> None:
     def passes_that_changed_something(layers: int) -> list[str]:
         model = mlp(layers)
-        step = training_step(model, optim.SGD(model.parameters(), lr=0.05), F.cross_entropy)
+        step = training_step(model, optim.SGD(model.parameters(), lr=0.05))
         record: list[tuple[str, Graph]] = []
         run_pipeline(trace_step(step, *digits(4))[0], record=record)
         return [name for name, _ in record]
