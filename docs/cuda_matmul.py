@@ -29,7 +29,8 @@ from fusegraph.codegen.cuda.contract_plan import Tile
 from fusegraph.codegen.cuda.step import CudaStep, emit_step
 from fusegraph.ir import GraphBuilder
 from fusegraph.ir.graph import Graph
-from fusegraph.runtime.cuda_compile import CudaModule, assemble, capability, disassemble, loops
+from fusegraph.runtime.cuda_compile import assemble, capability, disassemble, loops
+from tests.cuda_ptx import StepPtx
 from tests.cuda_tools import step_of
 from tests.ptx import Counters, PtxKernel
 
@@ -79,7 +80,7 @@ def measured(name: str) -> tuple[Counters, Counter[str]]:
     variant = VARIANTS[name]
     step = variant.step(SIZES)
     (kernel,) = step.kernels
-    ptx = CudaModule(step, variant.target).ptx(kernel.name)
+    ptx = StepPtx(step, variant.target).ptx(kernel)
     arguments = [np.ones(step.program.buffers[buffer].size, np.float32) for buffer in kernel.buffers]
     counters = PtxKernel(ptx).launch(kernel.grid, kernel.block, arguments)
     cubin, _ = assemble(ptx, variant.target)

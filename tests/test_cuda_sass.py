@@ -11,12 +11,14 @@ from fusegraph.codegen.cuda.contract_plan import Tile
 from fusegraph.ir import GraphBuilder
 from fusegraph.ir.graph import Graph
 from fusegraph.runtime import cuda_compile
-from fusegraph.runtime.cuda_compile import CudaModule, Resources, assemble, capability, disassemble, loops
+from fusegraph.runtime.cuda_compile import Resources, assemble, capability, disassemble, loops
+from tests.cuda_ptx import StepPtx
 from tests.cuda_tools import step_of
 
 F32 = np.dtype(np.float32)
 TARGETS = ("sm_75", "sm_80", "sm_90", "sm_100")
-SIZES = (256, 64, 128)  # whole tiles: guards belong to the edges, not to the rate of the inner loop
+# rows, sums, columns: whole tiles (guards belong to the edges, not to the rate of the inner loop); those of docs/cuda_matmul.py
+SIZES = (128, 256, 256)
 LARGE = Tile(128, 128, 8, 8, 8)
 
 
@@ -49,9 +51,10 @@ def dense(layout: str, sizes: tuple[int, int, int] = SIZES) -> Graph:
 
 def main_loop(graph: Graph, target: str, **options: str) -> tuple[Counter[str], Resources]:
     """How often each opcode stands in the kernel's longest loop; what the kernel needs."""
-    step = step_of(graph, capability=capability(target), **options)
-    assert len(step.kernels) == 1, "bias and relu are to be part of the product's kernel"
-    cubin, needs = assemble(CudaModule(step, target).ptx(step.kernels[0].name), target)
+    steps = {card: step_of(graph, capability=capability(card), **options) for card in TARGETS}
+    (kernel,) = steps[target].kernels  # bias and relu are to be part of the product's kernel
+    also = [card for card, step in steps.items() if step.kernels[0].source == kernel.source]
+    cubin, needs = assemble(StepPtx(steps[target], target).ptx(kernel, also), target)
     return Counter(loops(disassemble(cubin))[-1]), needs
 
 
