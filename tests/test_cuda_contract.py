@@ -77,24 +77,26 @@ QUADS = Tile(32, 128, 8, 4, 4)
     indirect=["tile"],
 )
 def test_every_tile_with_copies_at_once(tile: Tile, turned: str, rng: np.random.Generator) -> None:
-    """Guards on all sides; element by element, and by fours."""
+    """Guards on all sides; by fours, and for the transposed half of the tiles element by element too."""
     rows, columns, depth = tile.rows, tile.columns, tile.depth
-    source = check(product((rows + 2, 5 * depth - 1), (5 * depth - 1, columns + 3), turned), rng, capability=HOPPER)
-    assert "copy1_async_where(" in source
     source = check(product((rows + 4, 3 * depth + 4), (3 * depth + 4, columns + 4), turned), rng, capability=HOPPER)
     assert "copy4_async_where(" in source
+    if turned == "TT":
+        source = check(product((rows + 2, 5 * depth - 1), (5 * depth - 1, columns + 3), turned), rng, capability=HOPPER)
+        assert "copy1_async_where(" in source
 
 
 @pytest.mark.parametrize("tile", [SMALL], ids=str, indirect=True)
-@pytest.mark.parametrize("sums", [1, 16, 33, 48, 65, 96])
+@pytest.mark.parametrize("sums", [1, 16, 48, 65])
 def test_any_number_of_steps(tile: Tile, sums: int, rng: np.random.Generator) -> None:
     """Fewer steps than buffers, as many, and one or two over."""
     check(product((33, sums), (sums, 36), bias=True), rng, capability=HOPPER)
 
 
 @pytest.mark.parametrize("tile", [SMALL], ids=str, indirect=True)
-@pytest.mark.parametrize("turned", ["NN", "NT", "TN", "TT"])
-@pytest.mark.parametrize("capability", [TURING, HOPPER], ids=str)
+@pytest.mark.parametrize(
+    ("turned", "capability"), [("NN", TURING), ("TT", TURING), ("NT", HOPPER), ("TN", HOPPER)], ids=str
+)
 def test_batches_of_odd_size(tile: Tile, turned: str, capability: tuple[int, int], rng: np.random.Generator) -> None:
     check(product((3, 37, 21), (3, 21, 19), turned), rng, capability=capability)
 

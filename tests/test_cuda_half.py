@@ -296,7 +296,6 @@ class Checked:
 @pytest.mark.parametrize(
     ("name", "kind", "card", "count"),
     [
-        ("mlp", "float16", "sm_75", 5),
         ("minitorch", "bfloat16", "sm_75", 7),
         ("kim", "bfloat16", "sm_90", 6),
         ("transformer", "float16", "sm_90", 13),
