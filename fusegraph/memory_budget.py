@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fusegraph.errors import MemoryBudgetError, OptionError
 from fusegraph.ir.graph import Graph, Node
+from fusegraph.records import dataclass
 
 if TYPE_CHECKING:
     from fusegraph.build import Options

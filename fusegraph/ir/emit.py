@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fusegraph.dtypes import DType
+from fusegraph.dtypes import DType, name_of
 
 
 def bind(name: str, *inputs: Any, **params: Any) -> Any:
@@ -24,7 +24,7 @@ def bind(name: str, *inputs: Any, **params: Any) -> Any:
 def constant(value: Any, like: Any, dtype: DType | None = None) -> Any:
     """A 0-d constant of `like`'s dtype (or of `dtype`), in the world that `like` lives in."""
     kind = dtype or like.dtype
-    return like.__fg_bind__("constant", (), {"value": kind.type(value).item(), "dtype": kind.name})
+    return like.__fg_bind__("constant", (), {"value": kind.type(value).item(), "dtype": name_of(kind)})
 
 
 def full_like(like: Any, value: Any) -> Any:
@@ -34,7 +34,7 @@ def full_like(like: Any, value: Any) -> Any:
 
 def iota(count: int, dtype: DType, like: Any) -> Any:
     """0, 1, ... count - 1."""
-    return like.__fg_bind__("iota", (), {"size": count, "dtype": dtype.name})
+    return like.__fg_bind__("iota", (), {"size": count, "dtype": name_of(dtype)})
 
 
 def zip_(name: str, a: Any, b: Any) -> Any:
@@ -93,7 +93,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 def cast(a: Any, dtype: DType) -> Any:
     """`a` as `dtype`; `a` itself when it has that type."""
-    return a if a.dtype == dtype else bind("cast", a, dtype=dtype.name)
+    return a if a.dtype == dtype else bind("cast", a, dtype=name_of(dtype))
 
 
 def reshape(a: Any, shape: Sequence[int]) -> Any:

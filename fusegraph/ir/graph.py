@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fusegraph.dtypes import DType
+from fusegraph.dtypes import DType, name_of
 from fusegraph.errors import GraphError
 from fusegraph.ir.location import NOWHERE, Location
 from fusegraph.records import dataclass, field
@@ -111,7 +111,7 @@ class GraphBuilder:
 
     def constant(self, value: Any, dtype: DType, location: Location = NOWHERE) -> Node:
         """A 0-d constant."""
-        return self.add("constant", (), {"value": dtype.type(value).item(), "dtype": dtype.name}, location)
+        return self.add("constant", (), {"value": dtype.type(value).item(), "dtype": name_of(dtype)}, location)
 
     def full(self, value: Any, shape: Shape, dtype: DType, location: Location = NOWHERE) -> Node:
         """A constant of any shape."""
@@ -165,7 +165,7 @@ class Graph:
                 tuple(number[value] for value in node.inputs),
                 freeze_params(node.params),
                 node.shape,
-                node.dtype.name,
+                name_of(node.dtype),
                 node.name if node.op == "input" else "",
             )
             for node in self.nodes

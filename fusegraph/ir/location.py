@@ -6,24 +6,21 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fusegraph.errors import OptionError
+from fusegraph.records import dataclass, replace
 
-_PACKAGE_FOLDERS = tuple(
-    str(folder) + "/"
-    for folder in (
-        Path(__file__).resolve().parent.parent,
-        *(Path(__file__).resolve().parent.parent.parent / name for name in ("passes", "codegen")),
-    )
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+_PACKAGE_FOLDERS = (
+    f"{_PACKAGE}/",
+    *(f"{os.path.dirname(_PACKAGE)}/{name}/" for name in ("passes", "codegen")),
 )
 _module_path: list[str] = []
 _regions: list[str] = [""]
 _forced: list[Location] = []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Location:
     """A place in the user's program; `module` is a path such as ``Net.conv`` ("" outside of a module).
 

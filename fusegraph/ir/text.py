@@ -50,10 +50,10 @@ def print_graph(graph: Graph) -> str:
     return "\n".join([*lines, "}"])
 
 
-_HEAD = re.compile(r"graph ([\w.]+)\((.*)\) \{")
-_INPUT = re.compile(r"([\w.]+): (\w+)\[([\d,]*)\]")
-_LINE = re.compile(r"%([\w.]+) = (\w+)\((.*)\) : (\w+)\[([\d,]*)\](?:  # (.*))?")
-_UPDATE = re.compile(r"update %([\w.]+) = %([\w.]+)")
+_HEAD = r"graph ([\w.]+)\((.*)\) \{"  # compiled when they are used first: most programs parse nothing
+_INPUT = r"([\w.]+): (\w+)\[([\d,]*)\]"
+_LINE = r"%([\w.]+) = (\w+)\((.*)\) : (\w+)\[([\d,]*)\](?:  # (.*))?"
+_UPDATE = r"update %([\w.]+) = %([\w.]+)"
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -89,11 +89,11 @@ def _literal(value: ast.expr) -> Any:
 def parse(text: str) -> Graph:
     """The graph that `text` describes. Raises GraphError with the line that is wrong."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    head = _HEAD.fullmatch(lines[0]) if lines else None
+    head = re.fullmatch(_HEAD, lines[0]) if lines else None
     if head is None:
         raise GraphError(f"graph text should begin with 'graph NAME(inputs) {{', got {lines[0] if lines else ''!r}")
     builder = GraphBuilder()
-    known = {m[1]: builder.input(m[1], _shape(m[3]), as_dtype(m[2])) for m in _INPUT.finditer(head[2])}
+    known = {m[1]: builder.input(m[1], _shape(m[3]), as_dtype(m[2])) for m in re.finditer(_INPUT, head[2])}
     outputs: list[Node] = []
     updates: list[tuple[Node, Node]] = []
     for line in lines[1:-1]:
@@ -110,10 +110,10 @@ def _parse_line(
     if line.startswith("return"):
         outputs += [known[part.strip()[1:]] for part in line[6:].split(",") if part.strip()]
         return
-    if found := _UPDATE.fullmatch(line):
+    if found := re.fullmatch(_UPDATE, line):
         updates.append((known[found[1]], known[found[2]]))
         return
-    found = _LINE.fullmatch(line)
+    found = re.fullmatch(_LINE, line)
     if found is None:
         raise ValueError("not an assignment, return or update")
     names, params = _arguments(found[3])

@@ -5,7 +5,6 @@ Each schedule gives the rate of a group as a function of the number of steps tak
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,7 +116,9 @@ class MultiStepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def _rate(self, base: float, number: int, steps: int) -> float:
-        return float(base * self.gamma ** bisect.bisect_right(self.milestones, steps))
+        from bisect import bisect_right
+
+        return float(base * self.gamma ** bisect_right(self.milestones, steps))
 
 
 class ExponentialLR(LRScheduler):
@@ -201,7 +202,9 @@ class SequentialLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def _rate(self, base: float, number: int, steps: int) -> float:
-        index = bisect.bisect_right(self.milestones, steps)
+        from bisect import bisect_right
+
+        index = bisect_right(self.milestones, steps)
         begin = self.milestones[index - 1] if index else 0
         return self.schedulers[index]._rate(base, number, steps - begin)
 

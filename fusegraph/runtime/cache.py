@@ -17,11 +17,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusegraph.errors import CacheWarning, OptionError
 from fusegraph.records import dataclass
 from fusegraph.runtime.host import identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT_VERSION = 2
 DEFAULT_SIZE_MB = 512
@@ -61,15 +64,22 @@ class CacheInfo:
 
 def default_folder() -> Path:
     """FUSEGRAPH_CACHE_DIR, or the platform's folder for caches of this user."""
+    from pathlib import Path
+
+    return Path(_default_folder())
+
+
+def _default_folder() -> str:
+    join = os.path.join
     given = os.environ.get("FUSEGRAPH_CACHE_DIR")
     if given:
-        return Path(given).expanduser()
-    home = Path(os.path.expanduser("~"))
+        return os.path.expanduser(given)
+    home = os.path.expanduser("~")
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "fusegraph" / "cache"
+        return join(os.environ.get("LOCALAPPDATA") or join(home, "AppData", "Local"), "fusegraph", "cache")
     if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "fusegraph"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fusegraph"
+        return join(home, "Library", "Caches", "fusegraph")
+    return join(os.environ.get("XDG_CACHE_HOME") or join(home, ".cache"), "fusegraph")
 
 
 def default_limit() -> int:
@@ -100,13 +110,20 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path | str | None = None, limit: int | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else default_folder()
+        self._folder = os.fspath(folder) if folder is not None else _default_folder()
         self.limit = default_limit() if limit is None else limit
         self._hits = self._misses = 0
         self._usable = self.limit > 0
         self._lock = threading.Lock()
         self._known_bytes = 0
         self._puts_until_scan = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the entries are."""
+        from pathlib import Path  # takes as long as to load a step, which does without
+
+        return Path(self._folder)
 
     def key(self, *parts: str | bytes) -> str:
         """Hex SHA-256 of the parts and of what else object code depends on (see `host_parts`)."""
@@ -150,10 +167,10 @@ class DiskCache:
         sizes = [size for _, size, _ in self._files()]
         return CacheInfo(self.folder, len(sizes), sum(sizes), self.limit, self._hits, self._misses, self._usable)
 
-    def _path(self, key: str) -> Path:
+    def _path(self, key: str) -> str:
         if not key.isalnum():
             raise OptionError(f"a cache key is made by DiskCache.key, not {key!r}")
-        return self.folder / key[:2] / (key + _SUFFIX)
+        return os.path.join(self._folder, key[:2], key + _SUFFIX)
 
     def _read(self, key: str) -> Entry | None:
         path = self._path(key)
@@ -174,17 +191,18 @@ class DiskCache:
             pass
         return entry
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: str, data: bytes) -> None:
         import tempfile  # a warm start writes nothing
 
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=_SUFFIX, dir=path.parent)
+        parent = os.path.dirname(path)
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=_SUFFIX, dir=parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             os.replace(temporary, path)
         except BaseException:
-            _unlink(Path(temporary))
+            _unlink(temporary)
             raise
 
     def _account(self, added: int) -> None:
@@ -224,10 +242,10 @@ class DiskCache:
 
     def _give_up(self, error: OSError) -> None:
         self._usable = False
-        if str(self.folder) not in _warned:
-            _warned.add(str(self.folder))
+        if self._folder not in _warned:
+            _warned.add(self._folder)
             warnings.warn(
-                f"the compile cache in {self.folder} cannot be written ({error}); compiling goes on without it. "
+                f"the compile cache in {self._folder} cannot be written ({error}); compiling goes on without it. "
                 "Set FUSEGRAPH_CACHE_DIR to a folder of yours, or FUSEGRAPH_CACHE_SIZE_MB=0 to do without a cache.",
                 CacheWarning,
                 stacklevel=3,
@@ -266,9 +284,9 @@ def _trusted(status: os.stat_result) -> bool:
     return not hasattr(os, "geteuid") or status.st_uid in (os.geteuid(), 0)
 
 
-def _unlink(path: Path) -> bool:
+def _unlink(path: Path | str) -> bool:
     try:
-        path.unlink()
+        os.unlink(path)
     except OSError:
         return False
     return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from fusegraph.errors import CompilerError
 
@@ -37,53 +36,54 @@ class DamagedObject(CompilerError):
     """An object that contradicts itself."""
 
 
-class Section(NamedTuple):
+# Plain classes: to make these named tuples would take a warm start as long as to read all objects of a step.
+
+
+class Section:
     """A section that takes up memory. data: None where it is all zeros (.bss)."""
 
-    flags: int
-    size: int
-    align: int
-    data: memoryview | None
+    __slots__ = ("align", "data", "flags", "size")
+
+    def __init__(self, flags: int, size: int, align: int, data: memoryview | None) -> None:
+        self.flags, self.size, self.align, self.data = flags, size, align, data
 
 
-class Symbol(NamedTuple):
+class Symbol:
     """section: None where another object or the process defines the symbol. value: offset in the section."""
 
-    name: str
-    binding: int
-    section: int | None
-    value: int
+    __slots__ = ("binding", "name", "section", "value")
+
+    def __init__(self, name: str, binding: int, section: int | None, value: int) -> None:
+        self.name, self.binding, self.section, self.value = name, binding, section, value
 
 
-class Relocation(NamedTuple):
+class Relocation:
     """Where in which section the address of which symbol goes, and how (`kind`: an R_X86_64_* number)."""
 
-    section: int
-    offset: int
-    kind: int
-    symbol: int
-    addend: int
+    __slots__ = ("addend", "kind", "offset", "section", "symbol")
+
+    def __init__(self, section: int, offset: int, kind: int, symbol: int, addend: int) -> None:
+        self.section, self.offset, self.kind, self.symbol, self.addend = section, offset, kind, symbol, addend
 
 
-class ObjectFile(NamedTuple):
+class ObjectFile:
     """sections: by their number in the file. Symbols that are of no use to a loader are None."""
 
-    sections: dict[int, Section]
-    symbols: list[Symbol | None]
-    relocations: list[Relocation]
+    __slots__ = ("relocations", "sections", "symbols")
+
+    def __init__(
+        self, sections: dict[int, Section], symbols: list[Symbol | None], relocations: list[Relocation]
+    ) -> None:
+        self.sections, self.symbols, self.relocations = sections, symbols, relocations
 
 
-class _Header(NamedTuple):
-    name: int
-    kind: int
-    flags: int
-    address: int
-    offset: int
-    size: int
-    link: int
-    info: int
-    align: int
-    entry: int
+class _Header:
+    """Of a section, in the order of the file."""
+
+    __slots__ = ("align", "entry", "flags", "info", "kind", "link", "offset", "size")
+
+    def __init__(self, *fields: int) -> None:
+        _, self.kind, self.flags, _, self.offset, self.size, self.link, self.info, self.align, self.entry = fields
 
 
 def is_elf(code: bytes) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from bisect import insort
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from fusegraph.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 CACHE_LINE = 64
 PAGE = 4096
@@ -130,6 +131,8 @@ def _round_up(size: int, align: int) -> int:
 
 
 def _best_fit(items: Sequence[Interval], order: Sequence[int], align: int) -> tuple[list[int], int]:
+    from bisect import insort  # a warm start places nothing
+
     offsets = [0] * len(items)
     placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last; sorted by offset
     peak = 0

@@ -10,7 +10,7 @@ What differs between platforms stands in `platform_ir`.
 
 from __future__ import annotations
 
-from string import Template
+import re
 
 from fusegraph.runtime.platform_ir import Parker, float_mode_ir, pause_ir
 
@@ -35,7 +35,7 @@ JOB_CONTROL, JOB_THREADS, JOB_SPIN = 8, 16, 24
 
 YIELDS = 50  # sched_yield calls between spinning and parking: covers the gap between two calls in a training loop
 
-_BARRIER = Template("""\
+_BARRIER = """\
 ; ---- SPMD runtime: threads that wait for one another ----
 $declarations
 
@@ -121,9 +121,9 @@ wait:
 out:
   ret void
 }
-""")
+"""
 
-_LAUNCH = Template("""\
+_LAUNCH = """\
 
 ; ---- workers and launch: once a process ----
 $float_mode
@@ -286,14 +286,15 @@ share:
   call void @fg_unlock(ptr %ctl)
   ret void
 }
-""")
+"""
 
 LAUNCH_SYMBOLS = ("fg_init", "fg_stop", "fg_worker", "fg_launch")
 
 
 def barrier_text(arch: str, parker: Parker) -> str:
     """IR of `@fg_barrier(ptr %ctl, i64 %nt)` and what it needs, all of internal linkage."""
-    return _BARRIER.substitute(
+    return _filled(
+        _BARRIER,
         declarations=parker.declarations,
         pause=pause_ir(arch),
         yielding=parker.yielding,
@@ -307,7 +308,8 @@ def barrier_text(arch: str, parker: Parker) -> str:
 
 def launch_text(arch: str, parker: Parker) -> str:
     """IR of the module that a process loads once: LAUNCH_SYMBOLS."""
-    return barrier_text(arch, parker) + _LAUNCH.substitute(
+    return barrier_text(arch, parker) + _filled(
+        _LAUNCH,
         float_mode=float_mode_ir(arch),
         init=parker.init,
         box_function=BOX_FUNCTION,
@@ -324,3 +326,8 @@ def launch_text(arch: str, parker: Parker) -> str:
         job_threads=JOB_THREADS,
         job_spin=JOB_SPIN,
     )
+
+
+def _filled(text: str, **values: object) -> str:
+    """`text` with a value for each $name."""
+    return re.sub(r"\$(\w+)", lambda found: str(values[found[1]]), text)

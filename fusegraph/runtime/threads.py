@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 from fusegraph.errors import OptionError
 from fusegraph.runtime.spmd_ir import MAX_THREADS
 
 DEFAULT_CAP = 64  # threads that are used without being asked for
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP = "/sys/fs/cgroup"
 
 
 class ThreadSetting:
@@ -74,13 +73,17 @@ def _environment_threads(text: str) -> int | None:
 def _cpu_quota() -> int | None:
     """Whole CPUs that the control group of this process grants (Linux containers), None without a limit."""
     try:
-        if (_CGROUP / "cpu.max").exists():
-            quota, period = (_CGROUP / "cpu.max").read_text().split()
+        if os.path.exists(f"{_CGROUP}/cpu.max"):
+            quota, period = _text("cpu.max").split()
         else:
-            quota = (_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (_CGROUP / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            quota, period = _text("cpu/cpu.cfs_quota_us").strip(), _text("cpu/cpu.cfs_period_us").strip()
         if quota in ("max", "-1"):
             return None
         return max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def _text(name: str) -> str:
+    with open(f"{_CGROUP}/{name}", encoding="ascii") as file:
+        return file.read()

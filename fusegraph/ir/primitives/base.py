@@ -73,17 +73,17 @@ def register(primitive: Primitive) -> Primitive:
     return primitive
 
 
-def require(condition: bool, message: str, error: type[Exception] = ShapeError) -> None:
-    """Raise `error(message)` unless `condition`."""
+def require(condition: bool, message: str | Callable[[], str], error: type[Exception] = ShapeError) -> None:
+    """Raise `error(message)` unless `condition`. message: a function where it takes time to write."""
     if not condition:
-        raise error(message)
+        raise error(message if isinstance(message, str) else message())
 
 
 def require_float(name: str, value: Typed) -> None:
     """Raise DTypeError unless `value` is floating point."""
     require(
         value.dtype.kind == "f",
-        f"{name} takes float32 or float64, got {value.dtype.name}{list(value.shape)}",
+        lambda: f"{name} takes float32 or float64, got {value.dtype.name}{list(value.shape)}",
         DTypeError,
     )
 

@@ -18,8 +18,8 @@ Padding = tuple[Pair, Pair]
 def _infer_matmul(inputs: Any, params: Params) -> tuple[Shape, DType]:
     a, b = inputs
     text = f"matmul: shapes {list(a.shape)} and {list(b.shape)}"
-    require(a.dtype == b.dtype, f"matmul: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
-    require(a.dtype.kind in "fi", f"matmul does not take {a.dtype.name}", DTypeError)
+    require(a.dtype == b.dtype, lambda: f"matmul: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
+    require(a.dtype.kind in "fi", lambda: f"matmul does not take {a.dtype.name}", DTypeError)
     require(len(a.shape) == len(b.shape) >= 2 and a.shape[:-2] == b.shape[:-2], f"{text}: batch axes differ")
     require(a.shape[-1] == b.shape[-2], f"{text}: the inner sizes {a.shape[-1]} and {b.shape[-2]} differ")
     return (*a.shape[:-1], b.shape[-1]), a.dtype
@@ -80,7 +80,7 @@ def _infer_conv(inputs: Any, params: Params) -> tuple[Shape, DType]:
     stride, padding, dilation, groups = _conv_params(params)
     text = f"conv: input {list(x.shape)}, weight {list(w.shape)}"
     require_float("conv", x)
-    require(x.dtype == w.dtype, f"conv: dtypes {x.dtype.name} and {w.dtype.name} differ", DTypeError)
+    require(x.dtype == w.dtype, lambda: f"conv: dtypes {x.dtype.name} and {w.dtype.name} differ", DTypeError)
     require(len(x.shape) == 4 and len(w.shape) == 4, f"{text}: both need 4 axes")
     require(
         x.shape[1] == w.shape[1] * groups,

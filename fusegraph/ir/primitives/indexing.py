@@ -22,14 +22,16 @@ from fusegraph.ir.primitives.base import Array, Params, Primitive, Sample, Shape
 def _require_index(name: str, index: Any) -> None:
     require(
         index.dtype.kind in "iu",
-        f"{name}: the index must be an integer, got {index.dtype.name}{list(index.shape)}",
+        lambda: f"{name}: the index must be an integer, got {index.dtype.name}{list(index.shape)}",
         DTypeError,
     )
 
 
 def _require_numbers(name: str, base: Any, updates: Any) -> None:
     require(
-        base.dtype == updates.dtype, f"{name}: dtypes {base.dtype.name} and {updates.dtype.name} differ", DTypeError
+        base.dtype == updates.dtype,
+        lambda: f"{name}: dtypes {base.dtype.name} and {updates.dtype.name} differ",
+        DTypeError,
     )
     require(base.dtype.kind != "b", f"{name} adds numbers, got bool{list(base.shape)}", DTypeError)
 

@@ -19,7 +19,9 @@ _ANY_SHAPES: tuple[Shape, ...] = ((), (1,), (7,), (3, 5), (0, 4), (2, 3, 9))
 def _infer_same(name: str, kinds: str) -> InferRule:
     def infer(inputs: Any, params: Params) -> tuple[Shape, DType]:
         (value,) = inputs
-        require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
+        require(
+            value.dtype.kind in kinds, lambda: f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError
+        )
         return value.shape, value.dtype
 
     return infer
@@ -100,7 +102,9 @@ _map("relu", _relu, lambda ct, out, x: e.where(e.gt(out, 0), ct, 0), kinds="fi",
 def _infer_bool(name: str, kinds: str) -> InferRule:
     def infer(inputs: Any, params: Params) -> tuple[Shape, DType]:
         (value,) = inputs
-        require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
+        require(
+            value.dtype.kind in kinds, lambda: f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError
+        )
         return value.shape, SUPPORTED["bool"]
 
     return infer
@@ -149,7 +153,9 @@ register(Primitive("cast", "map", _infer_cast, lambda x, dtype: x.astype(dtype),
 def _infer_check_index(inputs: Any, params: Params) -> tuple[Shape, DType]:
     (value,) = inputs
     require(
-        value.dtype.kind in "iu", f"an index must be an integer, got {value.dtype.name}{list(value.shape)}", DTypeError
+        value.dtype.kind in "iu",
+        lambda: f"an index must be an integer, got {value.dtype.name}{list(value.shape)}",
+        DTypeError,
     )
     return value.shape, value.dtype
 

@@ -38,7 +38,9 @@ def _infer_reduce(name: str, kinds: str, empty_allowed: bool) -> InferRule:
             all(0 <= axis < len(value.shape) for axis in axes) and len(set(axes)) == len(axes),
             f"{name}: axes {list(axes)} do not fit shape {list(value.shape)}",
         )
-        require(value.dtype.kind in kinds, f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError)
+        require(
+            value.dtype.kind in kinds, lambda: f"{name} does not take {value.dtype.name}{list(value.shape)}", DTypeError
+        )
         require(
             empty_allowed or all(value.shape[axis] for axis in axes),
             f"{name} of nothing: shape {list(value.shape)} is empty along {list(axes)}",

@@ -6,6 +6,7 @@ again, to save memory, says by it when, and that the copy is not the value that 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fusegraph.ir.primitives.base import Array, Params, Primitive, Shape, regist
 
 
 def _count(shape: Shape) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def _infer_reshape(inputs: Any, params: Params) -> tuple[Shape, DType]:
@@ -92,7 +93,9 @@ def _infer_concat(inputs: Any, params: Params) -> tuple[Shape, DType]:
         )
         require(fits, f"concat: {list(first.shape)} and {list(other.shape)} do not fit along axis {axis}")
         require(
-            other.dtype == first.dtype, f"concat: dtypes {first.dtype.name} and {other.dtype.name} differ", DTypeError
+            other.dtype == first.dtype,
+            f"concat: dtypes {first.dtype.name} and {other.dtype.name} differ",
+            DTypeError,
         )
     total = sum(other.shape[axis] for other in inputs)
     return (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype

@@ -18,9 +18,9 @@ _SHAPES: tuple[Shape, ...] = ((), (1,), (7,), (3, 5), (0, 4), (2, 3, 9))
 def _infer_zip(name: str, kinds: str, boolean: bool) -> InferRule:
     def infer(inputs: Any, params: Params) -> tuple[Shape, DType]:
         a, b = inputs
-        require(a.shape == b.shape, f"{name}: shapes {list(a.shape)} and {list(b.shape)} differ")
-        require(a.dtype == b.dtype, f"{name}: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
-        require(a.dtype.kind in kinds, f"{name} does not take {a.dtype.name}{list(a.shape)}", DTypeError)
+        require(a.shape == b.shape, lambda: f"{name}: shapes {list(a.shape)} and {list(b.shape)} differ")
+        require(a.dtype == b.dtype, lambda: f"{name}: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
+        require(a.dtype.kind in kinds, lambda: f"{name} does not take {a.dtype.name}{list(a.shape)}", DTypeError)
         return a.shape, SUPPORTED["bool"] if boolean else a.dtype
 
     return infer
@@ -136,12 +136,16 @@ for _name, _function in (
 
 def _infer_where(inputs: Any, params: Params) -> tuple[Shape, DType]:
     condition, a, b = inputs
-    require(condition.dtype.kind == "b", f"where: the condition must be bool, got {condition.dtype.name}", DTypeError)
+    require(
+        condition.dtype.kind == "b",
+        lambda: f"where: the condition must be bool, got {condition.dtype.name}",
+        DTypeError,
+    )
     require(
         condition.shape == a.shape == b.shape,
-        f"where: shapes {list(condition.shape)}, {list(a.shape)} and {list(b.shape)} differ",
+        lambda: f"where: shapes {list(condition.shape)}, {list(a.shape)} and {list(b.shape)} differ",
     )
-    require(a.dtype == b.dtype, f"where: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
+    require(a.dtype == b.dtype, lambda: f"where: dtypes {a.dtype.name} and {b.dtype.name} differ", DTypeError)
     return a.shape, a.dtype
 
 
