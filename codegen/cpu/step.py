@@ -17,6 +17,7 @@ from functools import cached_property
 from fusegraph.codegen.cpu.barriers import place_buffers
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
+from fusegraph.codegen.cpu.few_rows import FewRows, few_rows, with_room_for
 from fusegraph.codegen.cpu.gemm_bands import masks_of
 from fusegraph.codegen.cpu.halos import Halo, with_halos
 from fusegraph.codegen.cpu.irparts import ModuleParts
@@ -31,7 +32,7 @@ from fusegraph.codegen.cpu.run_time import SIZE, Refused, product, whole_part
 from fusegraph.codegen.cpu.scatter import emit_scatter
 from fusegraph.codegen.cpu.step_calls import call_kernels
 from fusegraph.codegen.cpu.step_clock import StepClock
-from fusegraph.codegen.cpu.step_stand_ins import StandIns, clear_tail, with_room
+from fusegraph.codegen.cpu.step_stand_ins import StandIn, StandIns, clear_tail, with_room
 from fusegraph.codegen.cpu.stretches import Stretch, find_stretches
 from fusegraph.codegen.cpu.winners_kernels import emit_winners
 from fusegraph.codegen.memory import ALIGN, THREAD_GAP, MemoryPlan
@@ -103,12 +104,12 @@ def emit_step(
     """
     module = Module(vector_bits=vector_bits)
     placed = in_memory(program, vector_bits, exact)
-    program, blocks = placed.program, placed.blocks
+    program = placed.program
     parts = None if take is None else ModuleParts(module, take)
     kernels = _emit_kernels(module, placed, vector_bits, exact, parts)
     stretches = find_stretches(program, kernels) if clock is None else ()
     memory, stretches = _placed(program, kernels, stretches)
-    memory, stand_ins = with_room(memory, program, blocks.stand_ins if blocks else ())
+    memory, stand_ins = with_room(memory, program, placed.stand_ins())
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
     workspace = -(-(memory.local_bytes + scratch) // ALIGN) * ALIGN + THREAD_GAP
     guards = [_emit_guard(module, guard, number, program) for number, guard in enumerate(program.guards)]
@@ -123,7 +124,6 @@ def emit_step(
         data_field,
         clock,
         stand_ins,
-        blocks.size if blocks else 0,
     )
     module.merge_equal()
     if parts is not None:
@@ -144,15 +144,32 @@ def _placed(
 
 @dataclass(frozen=True)
 class Placed:
-    """A program as it lies in memory; borders of zeros by the loop that writes them; what a partly filled block takes."""
+    """A program as it lies in memory; borders of zeros by the loop that writes them; what a partly filled block takes.
+
+    few: by loop, how it runs for few rows.
+    """
 
     program: Program
     halos: Mapping[str, Sequence[Halo]] = field(default_factory=dict)
     blocks: PartialBlocks | None = None
+    few: Mapping[str, FewRows] = field(default_factory=dict)
 
     def tails(self, loop: Loop) -> tuple[str, ...]:
         """Buffers whose rows a loop sets to zero behind the last one (see partial_blocks.py)."""
         return () if self.blocks is None else self.blocks.tails.get(loop.name, ())
+
+    def stand_ins(self) -> list[StandIn]:
+        """Arguments and results that need room behind their last row (see step_stand_ins.py)."""
+        size, most = (self.blocks.size if self.blocks else 0), dict[str, int]()
+        for few in self.few.values():
+            size = size or few.size
+            for name in few.rows:
+                if self.program.buffers[name].role in ("input", "output"):
+                    most[name] = max(most.get(name, 0), few.limit)
+        found = {name: StandIn(name, size, most[name], most[name]) for name in most}
+        for name in self.blocks.stand_ins if self.blocks else ():
+            found[name] = StandIn(name, size, self.program.buffers[name].shape[0], None)
+        return [found[name] for name in sorted(found)]
 
 
 def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
@@ -170,10 +187,21 @@ def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
             blocks = partly_filled(program, vector_bits)
         except Refused:
             blocks = None
-        return Placed(program) if blocks is None else Placed(*with_halos(blocks.program, blocks.blocked), blocks)
+        placed = Placed(program) if blocks is None else Placed(*with_halos(blocks.program, blocks.blocked), blocks)
+        return _with_few(placed, vector_bits)
     blocked = batch_blocked(program, vector_bits)
     changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
     return Placed(*with_halos(blocked, changed))
+
+
+def _with_few(placed: Placed, vector_bits: int) -> Placed:
+    """With ways to run for few rows, and room for what they write behind the last one."""
+    loops = (loop for loop in placed.program.loops if loop.sized and not placed.tails(loop))
+    few = {loop.name: made for loop in loops if (made := few_rows(loop, placed.program, vector_bits)) is not None}
+    buffers = dict(placed.program.buffers)
+    for made in few.values():
+        buffers = with_room_for(buffers, dict.fromkeys(made.rows, made.limit))
+    return replace(placed, program=replace(placed.program, buffers=buffers), few=few)
 
 
 def _emit_kernels(
@@ -198,6 +226,9 @@ def _emit_kernels(
                 emit_nest(module, halo.zeros, program, vector_bits, exact=exact, parallel=kernel.parallel)
                 for halo in borders
             ]
+            if (few := placed.few.get(loop.name)) is not None:
+                made = emit_kernel(module, few.loop, program, vector_bits, exact)
+                kernel = _by_rows(module, loop, kernel, few, made)
             kernel = _with_zeros(module, loop, kernel, zeros) if zeros else kernel
             first[key] = (loop, _with_tails(module, loop, kernel, tails, placed) if tails else kernel)
             if parts is not None:
@@ -233,16 +264,36 @@ def _with_tails(
     return replace(kernel, name=name, rows=0)
 
 
+def _by_rows(module: Module, loop: Loop, many: EmittedKernel, few: FewRows, made: EmittedKernel) -> EmittedKernel:
+    """A kernel that is one for few rows, and another one for more."""
+    name, parallel = f"{loop.name}_by_rows", many.parallel or made.parallel
+    fn = _calling(module, name, loop, many)
+    with fn.if_else(fn.compare("sle", "i64", SIZE, few.limit)) as branch:
+        for part, of, enter in ((made, few.loop, branch.then), (many, loop, branch.otherwise)):
+            with enter():
+                if part.parallel or not parallel:
+                    _call_part(fn, part, of, many)
+                    continue
+                with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
+                    _call_part(fn, part, of, many, alone=True)
+    scratch = max(many.scratch_bytes, made.scratch_bytes)
+    return EmittedKernel(name, many.buffers, scratch, parallel)
+
+
 def _calling(module: Module, name: str, loop: Loop, kernel: EmittedKernel) -> FunctionBuilder:
     pointers = [f"ptr %p{place}" for place in range(len(kernel.buffers))]
     size = [f"i64 {SIZE}"] if loop.sized else []
     return module.function(name, [*pointers, "ptr %scratch", "i64 %tid", "i64 %nt", *size])
 
 
-def _call_part(fn: FunctionBuilder, part: EmittedKernel, loop: Loop, kernel: EmittedKernel) -> None:
+def _call_part(
+    fn: FunctionBuilder, part: EmittedKernel, loop: Loop, kernel: EmittedKernel, alone: bool = False
+) -> None:
+    """Call `part`, which is a kernel for `loop`, with the arguments of `kernel`. alone: as the only thread."""
     places = [("ptr", f"%p{kernel.buffers.index(buffer)}") for buffer in part.buffers]
     size = [("i64", SIZE)] if loop.sized else []
-    fn.call("void", part.name, [*places, ("ptr", "%scratch"), ("i64", "%tid"), ("i64", "%nt"), *size])
+    share = ("0", "1") if alone else ("%tid", "%nt")
+    fn.call("void", part.name, [*places, ("ptr", "%scratch"), *(("i64", one) for one in share), *size])
 
 
 def _emit_driver(
@@ -255,8 +306,7 @@ def _emit_driver(
     workspace: int,
     data_field: int | None,
     clock: str | None,
-    stand_ins: dict[str, int],
-    block: int,
+    stand_ins: dict[StandIn, int],
 ) -> int:
     fn = module.function("step", ["ptr noalias %table", "ptr %ctl", "i64 %tid", "i64 %nt"], linkage="")
     arena = fn.load("ptr", fn.gep("%table", TABLE_ARENA, "ptr"))
@@ -279,7 +329,7 @@ def _emit_driver(
     stamps = None
     if clock is not None:
         stamps = StepClock(fn, clock, TABLE_FIRST + len(memory.externals), len(kernels))
-    copies = StandIns(fn, program, stand_ins, block) if stand_ins else None
+    copies = StandIns(fn, program, stand_ins) if stand_ins else None
     if copies is not None:
         copies.enter(address, arena)
     barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
