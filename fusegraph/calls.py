@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from fusegraph.donation import Taken, check_donated, give_away
 from fusegraph.errors import UnsupportedError
 from fusegraph.repeat import MADE, now
 from fusegraph.signature import as_argument
@@ -24,6 +25,7 @@ def run(version: Version, leaves: list[Any], make: Callable[[Array], Tensor] = T
     Raises UnsupportedError, before anything is changed, where memory that is overwritten is read-only or shared.
     """
     arguments = [t for t in map(as_argument, leaves) if isinstance(t, Tensor)]
+    check_donated(version.results, arguments)
     sources = version.sources(arguments)
     arrays = [tensor._value for tensor in sources]
     dense = len(arguments) if version.dense and not version.owners else len(arrays)
@@ -52,7 +54,16 @@ def run(version: Version, leaves: list[Any], make: Callable[[Array], Tensor] = T
     if version.joint is not None and version.backward is not None:
         version.joint.attach(version, sources, arrays, outputs, made, before)
     rest = iter(outputs)
-    return version.rebuild([next(rest) if leaf is MADE else leaf for leaf in version.results])
+    taken = {leaf.number: make(arguments[leaf.number]._value) for leaf in version.results if type(leaf) is Taken}
+    give_away(version.results, arguments)
+    return version.rebuild([_result(leaf, rest, taken) for leaf in version.results])
+
+
+def _result(leaf: Any, made: Iterator[Tensor], taken: Mapping[int, Tensor]) -> Any:
+    """A part of what the function returns: the next output, what lies in an argument's memory, or the same at each call."""
+    if leaf is MADE:
+        return next(made)
+    return taken[leaf.number] if type(leaf) is Taken else leaf
 
 
 def _dense(array: Array) -> Array:

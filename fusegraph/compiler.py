@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusegraph import autograd, events, tree
 from fusegraph.build import Options, build
 from fusegraph.calls import run
+from fusegraph.donation import Taken, argument_numbers, matches, parts_given_away
 from fusegraph.errors import FusegraphError, OptionError
 from fusegraph.memory_budget import bytes_of
 from fusegraph.partition import Joint, split_joint
@@ -65,6 +66,7 @@ def compile(
     fuse_limit: int | None = None,
     memory_budget: int | str | None = None,
     dynamic: bool | None = None,
+    donate_argnums: int | Sequence[int] = (),
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -92,6 +94,8 @@ def compile(
               when first called, if there is no way
     dynamic   of backend="cpu": None: the second different size of a leading (batch) axis compiles a program for every size up to
               the larger one, where that can be; True: from the first call on; False: every size has a program of its own
+    donate_argnums  positional arguments (numbers, from 0) that the caller gives away: a result of the same shape and type takes
+              the memory of each tensor or array in them. Such a tensor cannot be used any more, an array holds the result
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
@@ -103,14 +107,17 @@ def compile(
     if dynamic and (backend != "cpu" or memory_budget is not None):
         other = f"backend={backend!r}" if backend != "cpu" else "memory_budget"
         raise OptionError(f"dynamic=True is an option of backend='cpu', and does not go together with {other}")
+    donated = argument_numbers(donate_argnums)
+    if donated and backend == "cuda":
+        raise OptionError("donate_argnums is no option of backend='cuda', whose results stay on the device")
     options = Options(
         backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget)
     )
     if function is None:
-        return lambda decorated: Compiled(decorated, options, versions, dynamic)
+        return lambda decorated: Compiled(decorated, options, versions, dynamic, donated)
     if not callable(function):
         raise OptionError(f"fusegraph.compile takes a module or a function, got {type(function).__name__}")
-    return Compiled(function, options, versions, dynamic)
+    return Compiled(function, options, versions, dynamic, donated)
 
 
 class Compiled:
@@ -122,8 +129,9 @@ class Compiled:
         options: Options,
         versions: int = DEFAULT_VERSIONS,
         dynamic: bool | None = None,
+        donated: tuple[int, ...] = (),
     ) -> None:
-        self._function, self._options, self._limit = function, options, versions
+        self._function, self._options, self._limit, self._donated = function, options, versions, donated
         sized = dynamic is not False and options.backend == "cpu" and options.memory_budget is None
         self._builders = (SizedBuilder(dynamic is True), SizedBuilder(dynamic is True)) if sized else None
         self._versions: dict[int, Version] = {}
@@ -268,18 +276,20 @@ class Compiled:
                 trace.argument(name, t) if isinstance(t, Tensor) else t for name, t in zip(names, tensors, strict=True)
             ]
             args, kwargs = rebuild(list(symbols))
+            given = parts_given_away(args, self._donated)
             try:
                 result = self._function(*args, **kwargs)
-                return self._finish(key, trace, symbols, result)
+                return self._finish(key, trace, symbols, result, given)
             finally:
                 for tensor, before in trace.grads_before.values():
                     tensor._grad = before
 
-    def _finish(self, key: Key, trace: Trace, symbols: list[Any], result: Any) -> Version:
+    def _finish(self, key: Key, trace: Trace, symbols: list[Any], result: Any, given: frozenset[int]) -> Version:
         results, rebuild = tree.flatten(result, Tensor)
         lifted = [trace.lift(leaf) if isinstance(leaf, Tensor) else leaf for leaf in results]
-        outputs = [leaf for leaf in lifted if isinstance(leaf, Tensor)]
         arguments = [symbol for symbol in symbols if isinstance(symbol, Tensor)]
+        takes = matches(arguments, trace.builder.inputs, given, lifted)
+        outputs = [leaf for place, leaf in enumerate(lifted) if isinstance(leaf, Tensor) and place not in takes]
         grads = _left_gradients(trace, arguments, outputs)
         assigned = [(c.input, c.value._value) for c in trace.captured.values() if c.assigned]
         assigned += [
@@ -287,6 +297,7 @@ class Compiled:
             for node, symbol in zip(trace.builder.inputs, arguments, strict=False)
             if symbol._value is not node
         ]
+        assigned += [(trace.builder.inputs[number], lifted[place]._value) for place, number in takes.items()]
         joint = self._joint(trace, symbols, outputs) if not trace.grads_before else None
         graph = trace.builder.finish([out._value for out in outputs], assigned, identifier_of(title_of(self._function)))
         captured = {c.input: c.tensor for c in trace.captured.values()}
@@ -314,7 +325,10 @@ class Compiled:
             written,
             [g.again() for g in trace.guards],
             rebuild,
-            [MADE if isinstance(leaf, Tensor) else leaf for leaf in lifted],
+            [
+                Taken(takes[place]) if place in takes else MADE if isinstance(leaf, Tensor) else leaf
+                for place, leaf in enumerate(lifted)
+            ],
             grads,
             list(trace.grads_read.values()),
             list(trace.values_read.values()),
