@@ -1,4 +1,4 @@
-"""Row kernels under a causal mask in bands of rows, and copies that are walked through as their sources were written."""
+"""Row kernels under a causal mask in bands of rows, copies in the order of their sources, choices outside of loops."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import fusegraph as fg
 import fusegraph.functional as F
 from fusegraph.build import step_code
 from fusegraph.codegen.cpu.nest_order import in_written_order
+from fusegraph.codegen.cpu.nest_unswitch import unswitched
 from fusegraph.codegen.cpu.row_bands import find_row_bands
 from fusegraph.dtypes import float32
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Program, Stage, Store
-from fusegraph.ir.scalar import load
+from fusegraph.ir.scalar import Bound, const, inside, load, make
 
 
 def _weights(rows: int, columns: int, offset: int) -> Any:
@@ -99,6 +100,7 @@ def test_infinite_and_missing_scores_in_bands() -> None:
 # -- the order of copies -----------------------------------------------------------------------------------------------
 
 B, H, T, C = Axis("b", 8), Axis("h", 4), Axis("t", 64), Axis("c", 32)
+S = Axis("s", 3)
 X, Y, Z, W = Axis("x", 8), Axis("y", 64), Axis("z", 4), Axis("w", 32)
 
 
@@ -136,3 +138,57 @@ def test_a_copy_is_walked_through_as_its_source_was_written() -> None:
     assert in_written_order(halves).loops[1].space == (X, Z, Y, W)
     one = _copied((Index.of(X) * -1 + 7, Index.of(Z), Index.of(Y), Index.of(W)))  # no leading axis is plain
     assert in_written_order(one) is one
+
+
+# -- choices along a short axis ----------------------------------------------------------------------------------------
+
+
+def _parts(count: int, rows: int = 64) -> Any:
+    """The gradient of an array of which each part along an axis was used in another way (or not at all)."""
+
+    def run(x: Any) -> Any:
+        x = x.detach().requires_grad_()
+        parts = x.reshape(8, rows, count, 32).permute(2, 0, 1, 3)
+        loss = parts[0].exp().sum()
+        for number in range(1, count - 1):
+            loss = loss + (parts[number] * parts[number - 1] * number).sum()
+        return fg.autograd.grad(loss, [x])[0]
+
+    return run
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, 64), (3, 64), (4, 7), (6, 16)])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_gradient_put_together_of_parts(count: int, rows: int, exact: bool) -> None:
+    x = np.random.default_rng(count).standard_normal((8, rows, count * 32)).astype(np.float32)
+    got = fg.compile(_parts(count, rows), exact=exact)(fg.tensor(x))
+    np.testing.assert_allclose(got.numpy(), _parts(count, rows)(fg.tensor(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def _choice(mask: Bound, space: tuple[Axis, ...] = (X, Y, S, W), store: tuple[Index, ...] | None = None) -> Program:
+    """d[x, y, s, w] = (a[x, y, w] where the mask holds, else 0) + (1 where it does not, else 2)."""
+    buffers = {"a": Buffer("a", (8, 64, 32), float32, "input"), "d": Buffer("d", (8, 64, 3, 32), float32, "output")}
+    loaded = load("a", tuple(map(Index.of, (X, Y, W))), float32, (mask,))
+    other = make("where", (inside((mask,)), const(2.0, float32), const(1.0, float32)), float32)
+    value = make("add", (loaded, other), float32)
+    place = store or tuple(map(Index.of, (X, Y, S, W)))
+    loop = Loop("k", space, (Stage((), (), (), (Store("d", place, value, "store"),)),))
+    return Program("p", buffers, (loop,), ("a",), ("d",))
+
+
+def test_choices_are_made_outside_of_a_loop() -> None:
+    (loop,) = unswitched(_choice(Bound(Index.of(S), 1, 2))).loops
+    assert loop.space == (X, Y, W) and len(loop.stages) == 3
+    values = [str(store.value) for stage in loop.stages for store in stage.stores]
+    assert values == ["1.0", "add(a[x, y, w], 2.0)", "1.0"]
+    assert [stage.stores[0].index[2] for stage in loop.stages] == [Index(0), Index(1), Index(2)]
+
+
+def test_choices_that_stay_inside() -> None:
+    for program in (
+        _choice(Bound(Index.of(S) + Y, 1, 2)),  # of two axes
+        _choice(Bound(Index.of(Y), 1, 2)),  # of a long one
+        _choice(Bound(Index.of(S), 1, 2), space=(X, Y, W, S)),  # neighbours in memory
+        _choice(Bound(Index.of(S), 1, 2), store=(*map(Index.of, (X, Y)), Index(0), Index.of(W))),  # to one place
+    ):
+        assert unswitched(program) is program

@@ -27,6 +27,7 @@ from fusegraph.codegen.cpu.kernel_share import Key, kernel_key
 from fusegraph.codegen.cpu.narrow import narrow_positions
 from fusegraph.codegen.cpu.nest import emit_nest
 from fusegraph.codegen.cpu.nest_order import in_written_order
+from fusegraph.codegen.cpu.nest_unswitch import unswitched
 from fusegraph.codegen.cpu.partial_blocks import PartialBlocks, partly_filled
 from fusegraph.codegen.cpu.run_time import SIZE, Refused, product, whole_part
 from fusegraph.codegen.cpu.scatter import emit_scatter
@@ -189,7 +190,7 @@ def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
             blocks = None
         placed = Placed(program) if blocks is None else Placed(*with_halos(blocks.program, blocks.blocked), blocks)
         return _with_few(placed, vector_bits)
-    blocked = batch_blocked(program, vector_bits)
+    blocked = batch_blocked(unswitched(program), vector_bits)
     changed = [name for name, buffer in blocked.buffers.items() if buffer is not program.buffers[name]]
     return Placed(*with_halos(blocked, changed))
 
