@@ -6,19 +6,17 @@ are pure and deterministic), so that `explain` and `dump` show exactly what was 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fusegraph import events
+from fusegraph.cache_key import cache_key
 from fusegraph.errors import CompilerError, OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
@@ -27,6 +25,7 @@ from fusegraph.memory_budget import bytes_of
 from fusegraph.records import dataclass, field, replace
 
 if TYPE_CHECKING:
+    from fusegraph.autotune import Tuned
     from fusegraph.codegen.cpu.step import StepCode
     from fusegraph.codegen.cpu.stretches import Stretch
     from fusegraph.ir.loops import Program
@@ -43,7 +42,7 @@ PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile: see `fusegraph.compile`."""
+    """How to compile: see `fusegraph.compile`. `disable` names passes, and choices of fusegraph.passes.choices."""
 
     backend: str = "cpu"
     fuse: bool | str = True
@@ -54,6 +53,7 @@ class Options:
     precision: str = "float32"
     fuse_limit: int | None = None
     memory_budget: int | None = None
+    autotune: str = "off"
 
     def __post_init__(self) -> None:
         if self.fuse not in (True, False, "require"):
@@ -75,10 +75,22 @@ class Options:
         object.__setattr__(self, "memory_budget", bytes_of(self.memory_budget))
         if self.memory_budget is not None and self.backend == "reference":
             raise OptionError("memory_budget bounds the memory of compiled programs; backend='reference' has none")
+        if self.autotune not in ("off", "on"):
+            raise OptionError(f"autotune is 'off' or 'on', not {self.autotune!r}")
+        if self.autotune == "on" and (self.backend != "cpu" or self.memory_budget is not None):
+            other = f"backend={self.backend!r}" if self.backend != "cpu" else "memory_budget"
+            raise OptionError(f"autotune='on' is an option of backend='cpu', and does not go together with {other}")
         if self.target is not None:
             from fusegraph.runtime.cuda_compile import capability
 
             capability(self.target)
+
+    @property
+    def without(self) -> frozenset[str]:
+        """Names of choices that are switched off."""
+        from fusegraph.passes.choices import CHOICES
+
+        return frozenset(self.disable) & CHOICES.keys()
 
     def changed(self, **options: Any) -> Options:
         """The same with some options changed. Raises OptionError as for new ones."""
@@ -137,6 +149,8 @@ class Artifact:
     shared         for each kernel, whether threads share it; None: found out when asked for
     placed         the program with its temps as they lie in memory; None: found out when asked for
     stretches      kernels that are run together, block by block (codegen.cpu.stretches); known once `shared` is
+    code_hash      equal for equal machine code, in this process; 0: there is none
+    tuned          what autotune has tried (see fusegraph.autotune)
     origin         the traced graph that `source` was cut from; None: `source` is as it was traced
     """
 
@@ -150,6 +164,8 @@ class Artifact:
     placed: Program | None = None
     stretches: tuple[Stretch, ...] = ()
     origin: Origin | None = None
+    code_hash: int = 0
+    tuned: Tuned | None = None
 
     @cached_property
     def stages(self) -> list[tuple[str, Graph]]:
@@ -213,8 +229,16 @@ class Artifact:
 
         found = decode(self.stored_report, self.traced) if self.stored_report is not None else None
         if found is None:
-            return program_report(self)
-        return found | {"from_cache": True, "seconds": found["seconds"] | self.seconds}
+            return program_report(self) | self._autotune
+        return found | {"from_cache": True, "seconds": found["seconds"] | self.seconds} | self._autotune
+
+    @property
+    def _autotune(self) -> dict[str, Any]:
+        return {} if self.tuned is None else {"autotune": self.tuned.to_json() | {"text": self.tuned.sentence()}}
+
+    def become(self, other: Artifact, tuned: Tuned) -> None:
+        """From now on this is the other program, for the same graph."""
+        self.__dict__ = {**other.__dict__, "tuned": tuned}
 
     def note(self, step: StepCode) -> None:
         """Keep what reports need of a step's code."""
@@ -242,7 +266,7 @@ def _pass_names(options: Options) -> tuple[str, ...]:
     """Passes that are not to run. A GPU multiplies zeros faster than it finds out where they are not; and long sums are
     cut for its many blocks when loops are (codegen/cuda/split.py)."""
     unfit = ("sparse_cotangents", "split_reduce") if options.backend == "cuda" else ()
-    return (*unfit, *(name for name in options.disable if name != "fuse"))
+    return (*unfit, *(name for name in options.disable if name != "fuse" and name not in options.without))
 
 
 def optimised(graph: Graph, options: Options) -> tuple[Graph, PipelineLog]:
@@ -260,12 +284,14 @@ def fused_program(graph: Graph, options: Options, save_memory: bool = False) -> 
     """The fused program of an optimised graph, and what fusion says of it. save_memory: as in `fuse`."""
     from fusegraph.passes.fuse import fuse
 
-    program, report = fuse(graph, merge=bool(options.fuse), limit=options.fuse_limit, save_memory=save_memory)
+    without, limit = options.without, options.fuse_limit
+    program, report = fuse(graph, bool(options.fuse), limit, save_memory=save_memory, without=without)
     if options.backend == "cpu" and options.fuse and not options.exact and not save_memory:
         from fusegraph.codegen.cpu.rereads import without_rereads
         from fusegraph.codegen.cpu.winners import with_winners
 
-        program, origin = with_winners(without_rereads(program))
+        program = program if "rereads" in without else without_rereads(program)
+        program, origin = (program, {}) if "winners" in without else with_winners(program)
         if origin:
             nodes = dict(report.kernels)
             report.kernels = [(loop.name, nodes[origin.get(loop.name, loop.name)]) for loop in program.loops]
@@ -289,6 +315,10 @@ def build(graph: Graph, options: Options, origin: Origin | None = None) -> Artif
     artifact = Artifact(graph, options, ReferenceExecutable(graph), origin=origin)
     if options.backend == "reference":
         return artifact
+    if options.backend == "cpu" and options.autotune == "on":
+        from fusegraph.autotune import build_tuned
+
+        return build_tuned(artifact)
     if options.backend == "cpu":
         return build_native(artifact)
     if options.backend == "cuda":
@@ -304,49 +334,6 @@ def build(graph: Graph, options: Options, origin: Origin | None = None) -> Artif
     return artifact
 
 
-@lru_cache(maxsize=1)
-def generator_digest() -> str:
-    """A digest of this package's own source: code in the cache that other source made is never used."""
-    folders = [os.path.dirname(__file__)]
-    for name in ("fusegraph.passes", "fusegraph.codegen"):  # found, not imported: a warm start does not need them
-        spec = importlib.util.find_spec(name)
-        folders += (spec.submodule_search_locations or []) if spec else []
-    digest = hashlib.sha256()
-    for folder in folders:
-        for line in sorted(_source_files(folder, "")):
-            digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def _source_files(folder: str, inside: str) -> Iterator[str]:
-    """Name, size and time of every Python file below `folder`."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(".py"):
-                status = entry.stat()
-                yield f"{inside}{entry.name}:{status.st_size}:{status.st_mtime_ns};"
-            elif entry.is_dir() and entry.name != "__pycache__":
-                yield from _source_files(entry.path, f"{inside}{entry.name}/")
-
-
-def cache_key(graph: Graph, options: Options, sizes: str = "") -> tuple[Any, str]:
-    """The disk cache, and what a program for `graph` is stored under. sizes: what else it depends on."""
-    from fusegraph.runtime.cache import DiskCache
-    from fusegraph.runtime.executable import data_field
-
-    cache = DiskCache()
-    text = repr(graph.structure())
-    chosen = (
-        bool(options.fuse),
-        options.exact,
-        options.disable,
-        data_field(),
-        options.fuse_limit,
-        options.memory_budget,
-    )
-    return cache, cache.key("step", text, repr(chosen), generator_digest(), *([sizes] if sizes else []))
-
-
 def build_native(artifact: Artifact, sizes: str = "") -> Artifact:
     """Give the artifact its native code, from the disk cache if it is there. sizes: as of `cache_key`."""
     from fusegraph.runtime.executable import NativeStep, StepLayout
@@ -359,14 +346,15 @@ def build_native(artifact: Artifact, sizes: str = "") -> Artifact:
     if entry is not None:
         try:
             layout = StepLayout.from_json(json.loads(entry["layout.json"]))
-            step = NativeStep(_objects(entry.blobs), layout, shapes)
+            stored = _objects(entry.blobs)
+            step = NativeStep(stored, layout, shapes)
         except (CompilerError, KeyError, TypeError, ValueError):
             entry = None
         else:
             events.event(
                 "cache", f"{graph.name}: loaded from the disk cache in {1e3 * (time.perf_counter() - start):.1f} ms"
             )
-            artifact.executable, artifact.from_cache = step, True
+            artifact.executable, artifact.from_cache, artifact.code_hash = step, True, hash(tuple(stored))
             artifact.seconds["load"] = time.perf_counter() - start
             artifact.stored_report = entry.blobs.get("report.json")
             return artifact
@@ -374,7 +362,7 @@ def build_native(artifact: Artifact, sizes: str = "") -> Artifact:
     objects, layout = _generate(artifact)
     started = time.perf_counter()
     artifact.executable = NativeStep(objects, layout, shapes)
-    artifact.seconds["load"] = time.perf_counter() - started
+    artifact.seconds["load"], artifact.code_hash = time.perf_counter() - started, hash(tuple(objects))
     blobs = {f"object{number}": code for number, code in enumerate(objects)}
     blobs |= {"layout.json": json.dumps(layout.to_json()).encode(), "report.json": _report(artifact)}
     cache.put(key, blobs)
@@ -409,8 +397,8 @@ def step_code(artifact: Artifact, clock: str | None = None, take: Callable[[str]
     from fusegraph.runtime.executable import data_field
     from fusegraph.runtime.pool import barrier_ir
 
-    bits, exact = llvm.target().vector_bits, artifact.options.exact
-    return emit_step(artifact.fused[0], bits, barrier_ir(), exact, data_field(), clock, take)
+    bits, options = llvm.target().vector_bits, artifact.options
+    return emit_step(artifact.fused[0], bits, barrier_ir(), options.exact, data_field(), clock, take, options.without)
 
 
 def compiled_step(artifact: Artifact, clock: str) -> tuple[Sequence[bytes], StepLayout]:

@@ -67,6 +67,7 @@ def compile(
     memory_budget: int | str | None = None,
     dynamic: bool | None = None,
     donate_argnums: int | Sequence[int] = (),
+    autotune: str = "off",
 ) -> Any:
     """Compile a module or a function; also a decorator, with or without options.
 
@@ -80,7 +81,7 @@ def compile(
               every region that the function names (`with fusegraph.region("name"):`) is computed by one kernel
     exact     library functions and strict floating point instead of polynomials and reassociated sums
     verify    run the numpy reference beside every call and raise CompilerError at the first operation that differs
-    disable   names of passes to leave out (see `fusegraph.passes.PIPELINE`)
+    disable   names of passes to leave out (see `fusegraph.passes.PIPELINE`), and of choices (`fusegraph.passes.choices.CHOICES`)
     versions  how many signatures are kept; the one used longest ago goes first
     target    of backend="cuda": "sm_75" ... "sm_120"; None: the GPU at hand (to look at code without one: "sm_90")
     precision  of what products and convolutions read on a GPU, their sums are float32 in any case: "float32"; "tf32" (tensor
@@ -96,6 +97,9 @@ def compile(
               the larger one, where that can be; True: from the first call on; False: every size has a program of its own
     donate_argnums  positional arguments (numbers, from 0) that the caller gives away: a result of the same shape and type takes
               the memory of each tensor or array in them. Such a tensor cannot be used any more, an array holds the result
+    autotune  of backend="cpu": "on": programs that differ in one choice of fusion are compiled too (ten times the compile time at
+              most) and timed by turns on the first calls, about two hundred; the fastest is kept, and remembered in the disk cache.
+              Results of different programs differ in rounding. Programs for many sizes (`dynamic`) are not tried
 
     Raises OptionError for a wrong option; TraceError, when first called, if the function's Python control flow depends on
     values of tensors.
@@ -110,8 +114,12 @@ def compile(
     donated = argument_numbers(donate_argnums)
     if donated and backend == "cuda":
         raise OptionError("donate_argnums is no option of backend='cuda', whose results stay on the device")
+    if dynamic and autotune == "on":
+        raise OptionError(
+            "autotune='on' times programs of a fixed size, dynamic=True makes others: leave one of the two out"
+        )
     options = Options(
-        backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget)
+        backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget), autotune
     )
     if function is None:
         return lambda decorated: Compiled(decorated, options, versions, dynamic, donated)

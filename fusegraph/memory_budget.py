@@ -149,7 +149,7 @@ def planned(graph: Graph, options: Options, save_memory: bool = False) -> Fused:
         from fusegraph.codegen.cpu.step import in_memory
         from fusegraph.runtime import llvm
 
-        placed = in_memory(program, llvm.target().vector_bits, options.exact).program
+        placed = in_memory(program, llvm.target().vector_bits, options.exact, options.without).program
     plan = plan_memory(placed)
     if options.backend == "cuda":
         from fusegraph.codegen.cuda.step import emit_step

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusegraph import events
-from fusegraph.build import Artifact, Options, ReferenceExecutable, build, build_native, cache_key
+from fusegraph.build import Artifact, Options, ReferenceExecutable, build, build_native
+from fusegraph.cache_key import cache_key
 from fusegraph.ir.resize import Differs, NoSizes, Pattern, Sizes, compare, constants_of_one_row, resized, sizes_of
 from fusegraph.records import dataclass, field
 from fusegraph.tensor import Tensor
@@ -54,7 +55,7 @@ class TemplateArtifact(Artifact):
         program, report = fused_program(self.graph, self.options)
         other, _ = fused_program(optimised(self.probe, self.options)[0], self.options)
         program = with_run_time_axes(program, other, self.sizes)
-        if not self.plain and not self.options.exact:
+        if not self.plain and not self.options.exact and "blocks" not in self.options.without:
             partly_filled(program, target().vector_bits)  # refused: a program of each size alone is faster
         return program, report
 
@@ -150,7 +151,9 @@ def template_of(
     if most < 2:
         raise Differs("there is one row at most")
     probe = most - 1 if most > 3 else most + 1
-    chosen = options.changed(disable=(*options.disable, *(name for name in _UNFIT if name not in options.disable)))
+    chosen = options.changed(
+        autotune="off", disable=(*options.disable, *(name for name in _UNFIT if name not in options.disable))
+    )
     graphs = [resized(graph, Sizes(sizes.old, size), pattern, pattern.varying, graph.name) for size in (most, probe)]
     artifact = TemplateArtifact(
         graphs[0], chosen, ReferenceExecutable(graphs[0]), probe=graphs[1], sizes=Sizes(most, probe), plain=plain

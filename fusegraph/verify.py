@@ -79,7 +79,7 @@ def _culprit(artifact: Artifact, inputs: Sequence[Array]) -> str:
     values = interpret.evaluate(graph, inputs)
     probe = build(
         Graph(f"{graph.name}_probe", graph.inputs, tuple(roots)),
-        replace(artifact.options, fuse=False, verify=False, memory_budget=None),
+        replace(artifact.options, fuse=False, verify=False, memory_budget=None, autotune="off"),
     )
     for node, got in zip(roots, probe.run([np.array(value) for value in inputs]), strict=True):
         if problem := differs(got, values[node], _tolerance(artifact)):

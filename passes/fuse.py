@@ -31,15 +31,21 @@ __all__ = ["FusionReport", "fuse"]
 
 
 def fuse(
-    graph: Graph, merge: bool = True, limit: int | None = None, *, save_memory: bool = False
+    graph: Graph,
+    merge: bool = True,
+    limit: int | None = None,
+    *,
+    save_memory: bool = False,
+    without: frozenset[str] = frozenset(),
 ) -> tuple[Program, FusionReport]:
     """The fused program of `graph`. With `merge=False` every root is a kernel of its own ("unfused").
 
     limit: only the first so many merges are done; their order is the same in every run.
     save_memory: kernels in an order in which little is alive, rather than one with few barriers; what is used at different times
     is not read by one kernel.
+    without: names of choices that are switched off (see choices.py).
     """
-    state = FusionState(graph, merge, limit, save_memory)
+    state = FusionState(graph, merge, limit, save_memory, without)
     name_inputs(state)
     make_roots(state)
     groups = merge_all(state, KernelGraph(state)) if merge else KernelGraph(state)

@@ -38,12 +38,13 @@ class FusionReport:
 
 @dataclass
 class FusionState:
-    """The work in hand. limit: how many pairs may merge (None: all that the rules allow); save_memory: as in `fuse`."""
+    """The work in hand. limit: how many pairs may merge (None: all that the rules allow); save_memory, without: as in `fuse`."""
 
     graph: Graph
     merge: bool
     limit: int | None = None
     save_memory: bool = False
+    without: frozenset[str] = frozenset()
     names: dict[Node, str] = field(default_factory=dict)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)

@@ -170,6 +170,7 @@ def _refusal(rule: str, a: Group, b: Group, nbytes: int) -> Refusal:
 
 def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
     first, second = groups.groups[a], groups.groups[b]
+    _check_wanted(groups.state.without, first, second, kind)
     merged = merge_vertical(first, second) if kind == "vertical" else merge_siblings(first, second)
     if groups.path_besides(a, b) or (kind == "siblings" and (groups.path_besides(b, a) or a in groups.successors[b])):
         raise Refused("a third kernel stands between them")
@@ -177,6 +178,14 @@ def _attempt(groups: KernelGraph, a: int, b: int, kind: str) -> Group:
     if any(old_name(root.buffer) for root in merged.roots):
         make_loop(merged, "trial", merged.writes, ())
     return merged
+
+
+def _check_wanted(without: frozenset[str], a: Group, b: Group, kind: str) -> None:
+    """Raise Refused for what the user has switched off (see choices.py)."""
+    if kind == "siblings" and "siblings" in without:
+        raise Refused("disable=['siblings'] keeps kernels apart that read the same")
+    if "epilogues" in without and "contract" in (a.kind, b.kind):
+        raise Refused("disable=['epilogues'] keeps products and convolutions apart from other operations")
 
 
 def _check_in_place(state: FusionState, group: Group) -> None:

@@ -21,16 +21,16 @@ def version() -> str:
 
 
 def prepare(
-    case: Case, variant: str, threads: int, dtype: str, weights: dict[str, Array], batches: list[Any]
+    case: Case, variant: str, threads: int, dtype: str, weights: dict[str, Array], batches: list[Any], **options: Any
 ) -> Session:
-    """`variant`: "compiled", "numba" (a numba kernel for every value, as MiniTorch has) or "eager".
+    """`variant`: "compiled" (with `options` of fusegraph.compile), "numba" (a numba kernel for every value, as MiniTorch has) or "eager".
 
     The process is bound to `threads` cores, hence they need not be set here.
     """
     make = {"train": _training, "infer": _inference}.get(case.kind, _function)
     step, parameters = make(case, dtype, weights)
     if variant == "compiled":
-        step = fg.compile(step)
+        step = fg.compile(step, **options)
     if variant == "numba":
         step = fg.compile(step, backend="numba", fuse=False)
     data = [tuple(fg.tensor(a.astype(dtype) if a.dtype.kind == "f" else a) for a in batch) for batch in batches]

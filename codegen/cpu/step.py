@@ -95,6 +95,7 @@ def emit_step(
     data_field: int | None = None,
     clock: str | None = None,
     take: Callable[[str], None] | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> StepCode:
     """The whole program. `barrier_text` defines @fg_barrier.
 
@@ -102,13 +103,14 @@ def emit_step(
     clock: name of an LLVM intrinsic; the step then notes when each kernel begins and ends (see step_clock.py), and runs
     kernels one after another, none block by block (see stretches.py).
     take: is given the IR part by part, as it is written: modules that make up the step when they are linked.
+    without: names of choices that are switched off (see fusegraph.passes.choices).
     """
     module = Module(vector_bits=vector_bits)
-    placed = in_memory(program, vector_bits, exact)
+    placed = in_memory(program, vector_bits, exact, without)
     program = placed.program
     parts = None if take is None else ModuleParts(module, take)
     kernels = _emit_kernels(module, placed, vector_bits, exact, parts)
-    stretches = find_stretches(program, kernels) if clock is None else ()
+    stretches = find_stretches(program, kernels) if clock is None and "stretches" not in without else ()
     memory, stretches = _placed(program, kernels, stretches)
     memory, stand_ins = with_room(memory, program, placed.stand_ins())
     scratch = max((kernel.scratch_bytes for kernel in kernels), default=0)
@@ -173,7 +175,7 @@ class Placed:
         return [found[name] for name in sorted(found)]
 
 
-def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
+def in_memory(program: Program, vector_bits: int, exact: bool, without: frozenset[str] = frozenset()) -> Placed:
     """`program` with its temps as they lie in memory, walked through as they are written: positions in 32 bits, images in blocks
     with borders of zeros.
 
@@ -181,7 +183,7 @@ def in_memory(program: Program, vector_bits: int, exact: bool) -> Placed:
     everything else does where they cannot lie in blocks.
     """
     program = in_written_order(narrow_positions(program))
-    if exact:
+    if exact or "blocks" in without:
         return Placed(program)
     if program.rows:
         try:

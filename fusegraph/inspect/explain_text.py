@@ -26,7 +26,8 @@ def _program_text(program: Report) -> str:
     for kernel in program["kernels"]:
         lines += _kernel_lines(kernel)
     lines += _refusal_lines(program["refusals"])
-    sentences = (together_sentence(program), rewrites_sentence(program), seconds_sentence(program))
+    tuned = program.get("autotune", {}).get("text", "")
+    sentences = (together_sentence(program), rewrites_sentence(program), seconds_sentence(program), tuned)
     lines += [f"  {sentence}" for sentence in sentences if sentence]
     return "\n".join(lines)
 

@@ -93,7 +93,7 @@ class CudaExecutable:
 
 def _parts(artifact: Artifact) -> tuple[str, str, str]:
     """What the source of a step depends on, apart from its target."""
-    from fusegraph.build import generator_digest
+    from fusegraph.cache_key import generator_digest
 
     options = replace(artifact.options, target=None, verify=False)  # all others change what is compiled
     return repr(artifact.source.structure()), repr(options), generator_digest()
