@@ -71,14 +71,14 @@ def _grow(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
 PAIRS = st.recursive(_leaf(), _grow, max_leaves=8)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(PAIRS)
 def test_arithmetic_keeps_the_value(pair: Pair) -> None:
     index, values = pair
     assert tuple(evaluate(index, point) for point in EVERYWHERE) == values
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(PAIRS)
 def test_bounds_hold_and_constants_are_found(pair: Pair) -> None:
     index, values = pair
@@ -90,7 +90,7 @@ def test_bounds_hold_and_constants_are_found(pair: Pair) -> None:
         assert values == tuple(point[index.axis] for point in EVERYWHERE)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(PAIRS, st.dictionaries(st.sampled_from(AXES[:4]), PAIRS, max_size=3))
 def test_substitution_is_simultaneous(pair: Pair, mapping: dict[Axis, Pair]) -> None:
     index, _ = pair
@@ -103,7 +103,7 @@ def test_substitution_is_simultaneous(pair: Pair, mapping: dict[Axis, Pair]) -> 
         assert evaluate(out, point) == evaluate(index, moved)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PAIRS, st.integers(0, 3), st.integers(-8, 8), st.integers(1, 9), st.sampled_from([2, 3, 4]))
 def test_conditions_are_dropped_only_where_they_always_hold(
     pair: Pair, _: int, low: int, width: int, divisor: int
@@ -150,7 +150,7 @@ def _factorings(size: int) -> st.SearchStrategy[tuple[int, ...]]:
     return build()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([1, 6, 12, 24, 30, 36, 64]).flatmap(
         lambda size: st.tuples(_factorings(size), _factorings(size), _factorings(size))
@@ -173,7 +173,7 @@ def test_a_reshape_there_and_back_leaves_no_division() -> None:
         assert reshaped(reshaped(index, (4, 6, 10), middle)[:], middle, (4, 6, 10)) == index, middle
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([6, 12, 24, 36]).flatmap(lambda size: st.tuples(_factorings(size), _factorings(size))), st.randoms()
 )

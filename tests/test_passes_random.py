@@ -15,8 +15,8 @@ from fusegraph.passes import PIPELINE, run_pipeline
 
 SEEDS = st.integers(0, 2**32 - 1)
 STEPS = st.integers(1, 30)
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 # numpy adds in an order that depends on the layout of its operands: bits can be compared only without sums.
 SUMS = ("sum", "prod", "matmul", "conv", "conv_input_grad", "conv_weight_grad", "fold", "put_add", "put_along_add")
