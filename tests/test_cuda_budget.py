@@ -68,7 +68,7 @@ def test_elementwise(shape: tuple[int, int]) -> None:
     assert ratio(with_gradient(lambda x: (F.gelu(x) * x).sigmoid()), x, y) <= MOST
 
 
-ROW_SHAPES = [(64, 512), (120, 128), (65, 511), (200, 30), (300, 10), (72, 260), (96, 6)]
+ROW_SHAPES = [(64, 512), (65, 511), (200, 30), (72, 260), (96, 6)]
 
 
 @needs_wheels

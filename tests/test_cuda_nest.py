@@ -36,7 +36,7 @@ ROWS: dict[str, Callable[..., Any]] = {
     "layer_norm": lambda x: F.layer_norm(x, (x.shape[-1],)),
     "rms_norm": lambda x: F.rms_norm(x, (x.shape[-1],)),
 }
-SHAPES = [(65, 5), (33, 30), (17, 36), (21, 127), (19, 257), (20, 516)]
+SHAPES = [(65, 5), (17, 36), (21, 127), (20, 516)]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -61,9 +61,7 @@ def test_empty_axes_and_axes_of_one(shape: tuple[int, ...]) -> None:
     check_function(lambda x: (x.sum(), x.sum(0), x.sum(-1), (x * 2).tanh(), x.mean(-1, keepdim=True) + x), shape)
 
 
-@pytest.mark.parametrize(
-    "shape", [(300, 70), (64, 33), (3, 500), (500, 3), (2, 2100), (2100, 2), (40, 40, 7), (1, 129), (129, 1)], ids=str
-)
+@pytest.mark.parametrize("shape", [(300, 70), (3, 500), (2, 2100), (2100, 2), (40, 40, 7), (1, 129), (129, 1)], ids=str)
 def test_reductions(shape: tuple[int, ...]) -> None:
     def all_of_them(x: Any) -> Any:
         return x.sum(), x.sum(0), x.sum(-1), x.amax(0), x.amin(-1), x.argmax(0), x.argmin(-1), x.prod(-1), x.argmax()
