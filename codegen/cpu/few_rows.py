@@ -12,13 +12,16 @@ from collections.abc import Iterator, Mapping
 
 from fusegraph.codegen.cpu.batch_blocks import VECTORS, blocked_loop
 from fusegraph.codegen.cpu.contract import plan_contract
+from fusegraph.codegen.cpu.kernel import EmittedKernel
 from fusegraph.codegen.cpu.nest_rewrite import Rewrite, rewrite_stage, stage_roots
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Buffer, Loop, Program
 from fusegraph.ir.scalar import walk
 from fusegraph.records import dataclass, replace
 
-__all__ = ["FewRows", "few_rows", "with_room_for"]
+__all__ = ["FEW", "FewRows", "few_rows", "few_rows_alone", "with_room_for"]
+
+FEW = 16  # rows; up to here kernels that are too small for several threads run on one, with fewer barriers
 
 _BLOCKS = (3, 2, 1)  # most blocks of rows that are tried; beyond, packing the other operand pays
 _LEAST_GAIN = 0.95  # of the estimated time
@@ -53,6 +56,14 @@ def few_rows(loop: Loop, program: Program, vector_bits: int) -> FewRows | None:
         if blocks * size - size < axis.extent and (made := _blocked(loop, program, axis, size, blocks, vector_bits)):
             return FewRows(made, size, blocks * size, tuple(rows))
     return None
+
+
+def few_rows_alone(kernel: EmittedKernel, loop: Loop) -> EmittedKernel:
+    """`kernel` for at most `FEW` rows: by one thread, if the work of so many is not worth a second one."""
+    axes = {*loop.space, *(axis for stage in loop.stages for axis in (*stage.axes, *stage.reduce_axes))}
+    most = max((axis.extent * axis.per // axis.rows for axis in axes if axis.rows), default=0)
+    alone = kernel.parallel and most > FEW and kernel.work * FEW < most
+    return replace(kernel, parallel=False) if alone else kernel
 
 
 def _accesses(loop: Loop, axis: Axis) -> Iterator[tuple[str, tuple[Index, ...]]]:

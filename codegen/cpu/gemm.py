@@ -94,7 +94,9 @@ class _Emitter:
         work = self.loop.points() * self.found.depth * extent_of(self.plan.blocks)
         parallel = work >= _PARALLEL_PRODUCTS
         rows = self._leading_points() if parallel and not self.loop.sized else 0
-        return EmittedKernel(self.loop.name, self.buffers, self.scratch_bytes, parallel, rows)
+        return EmittedKernel(
+            self.loop.name, self.buffers, self.scratch_bytes, parallel, rows, work / _PARALLEL_PRODUCTS
+        )
 
     def _leading_points(self) -> int:
         """Points of the shared axes at the front of the space, which tasks go through first; 0 if each call makes a whole copy."""

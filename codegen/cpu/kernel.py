@@ -9,6 +9,8 @@ The work is split among tid 0 .. nt - 1; the result does not depend on nt.
 
 from __future__ import annotations
 
+import math
+
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module
 from fusegraph.ir.loops import Loop
 from fusegraph.records import dataclass
@@ -24,6 +26,7 @@ class EmittedKernel:
     parallel       False: it is called on thread 0 only, with nt = 1
     rows           points of leading axes of the loop's space (in C order) that are shared out: thread k of n does part k
                    of n, for every n that divides them; 0: the work is split in another way
+    work           how many times as much it is as is worth a second thread; of a loop over rows: for the most rows
     """
 
     name: str
@@ -31,6 +34,7 @@ class EmittedKernel:
     scratch_bytes: int
     parallel: bool
     rows: int = 0
+    work: float = math.inf
 
 
 def kernel_buffers(loop: Loop) -> tuple[str, ...]:

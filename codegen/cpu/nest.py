@@ -17,7 +17,7 @@ from fusegraph.codegen.cpu.kernel import EmittedKernel, kernel_buffers, kernel_f
 from fusegraph.codegen.cpu.nest_canonical import canonical_loop
 from fusegraph.codegen.cpu.nest_join import join_stages
 from fusegraph.codegen.cpu.nest_pairs import plan_pairs
-from fusegraph.codegen.cpu.nest_plan import Plan, leading_points, plan_nest
+from fusegraph.codegen.cpu.nest_plan import Plan, leading_points, plan_nest, threads_worth
 from fusegraph.codegen.cpu.nest_prefetch import plan_prefetch
 from fusegraph.codegen.cpu.nest_range import mark_exps
 from fusegraph.codegen.cpu.nest_share import share_rows
@@ -76,7 +76,8 @@ def _write(fn: FunctionBuilder, module: Module, loop: Loop, part: Loop, program:
         fn.emit("fence seq_cst")  # stores past the caches are in no order with later ones
     scratch_bytes = strips.scratch_bytes if strips else shared.scratch_bytes
     rows = leading_points(canonical.space, plan) if plan.parallel and not loop.sized else 0
-    return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel, rows)
+    work = threads_worth(canonical) if loop.sized else math.inf
+    return EmittedKernel(loop.name, buffers, scratch_bytes, plan.parallel, rows, work)
 
 
 def describe(fn: FunctionBuilder, loop: Loop, program: Program) -> None:

@@ -196,6 +196,11 @@ def _best_row_axis(stage: Stage, space: Sequence[Axis], lanes: int, exact: bool,
     return best[0], best[2]
 
 
+def threads_worth(loop: Loop) -> float:
+    """The work of the whole loop, in what is worth a second thread."""
+    return _work(loop) / _PARALLEL_WORK
+
+
 def _work(loop: Loop) -> int:
     """Element operations of the whole loop."""
     total = 0

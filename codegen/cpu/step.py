@@ -17,7 +17,7 @@ from functools import cached_property
 from fusegraph.codegen.cpu.barriers import place_buffers
 from fusegraph.codegen.cpu.batch_blocks import batch_blocked
 from fusegraph.codegen.cpu.contract import emit_contract
-from fusegraph.codegen.cpu.few_rows import FewRows, few_rows, with_room_for
+from fusegraph.codegen.cpu.few_rows import FEW, FewRows, few_rows, few_rows_alone, with_room_for
 from fusegraph.codegen.cpu.gemm_bands import masks_of
 from fusegraph.codegen.cpu.halos import Halo, with_halos
 from fusegraph.codegen.cpu.irparts import ModuleParts
@@ -280,7 +280,7 @@ def _by_rows(module: Module, loop: Loop, many: EmittedKernel, few: FewRows, made
                 with fn.if_(fn.compare("eq", "i64", "%tid", 0)):
                     _call_part(fn, part, of, many, alone=True)
     scratch = max(many.scratch_bytes, made.scratch_bytes)
-    return EmittedKernel(name, many.buffers, scratch, parallel)
+    return EmittedKernel(name, many.buffers, scratch, parallel, 0, many.work)
 
 
 def _calling(module: Module, name: str, loop: Loop, kernel: EmittedKernel) -> FunctionBuilder:
@@ -335,7 +335,15 @@ def _emit_driver(
     copies = StandIns(fn, program, stand_ins) if stand_ins else None
     if copies is not None:
         copies.enter(address, arena)
-    barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
+    few = [few_rows_alone(kernel, loop) for kernel, loop in zip(kernels, program.loops, strict=True)]
+    if few == list(kernels):
+        barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
+    else:
+        with fn.if_else(fn.compare("sle", "i64", SIZE, FEW)) as branch:
+            with branch.then():
+                call_kernels(fn, program, memory, few, stretches, address, scratch, stamps)
+            with branch.otherwise():
+                barriers = call_kernels(fn, program, memory, kernels, stretches, address, scratch, stamps)
     if copies is not None:
         copies.leave()
     fn.ret()

@@ -157,7 +157,9 @@ class _Emitter:
         else:
             self._scattered(grouped)
         products = found.images.extent * winners * found.row * math.prod(axis.extent for axis in found.taps)
-        return EmittedKernel(self.loop.name, self.buffers, offsets[3], products >= _PARALLEL_PRODUCTS)
+        return EmittedKernel(
+            self.loop.name, self.buffers, offsets[3], products >= _PARALLEL_PRODUCTS, 0, products / _PARALLEL_PRODUCTS
+        )
 
     def _gathered(self) -> None:
         """Threads share the rows of the sums; each goes through all images."""
