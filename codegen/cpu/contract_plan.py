@@ -299,16 +299,20 @@ def epilogue_accesses(loop: Loop, program: Program) -> list[Index]:
     return found
 
 
-def epilogue_updates(loop: Loop, program: Program, size: int) -> dict[str, Index]:
-    """The element number at which the stages after the sum update each state of at least `size` elements."""
-    found = {}
-    for store, flat in zip(
-        [s for stage in loop.stages for s in stage.stores], store_indices(loop, program), strict=True
-    ):
-        buffer = program.buffers[store.buffer]
-        if buffer.role == "state" and buffer.size >= size and store.buffer in loop.reads():
-            found[store.buffer] = flat
-    return found
+def epilogue_lines(loop: Loop, program: Program, size: int) -> dict[tuple[str, Index], bool]:
+    """(buffer, element number) that the stages after the sum read or write, of buffers of at least `size` elements.
+
+    True: it is written.
+    """
+    found: dict[tuple[str, Index], bool] = {}
+    stores = [store for stage in loop.stages for store in stage.stores]
+    for store, flat in zip(stores, store_indices(loop, program), strict=True):
+        found[store.buffer, flat] = True
+    for expr in walk([value for stage in loop.stages[1:] for value in stage.expressions()]):
+        if expr.op == "load":
+            load = expr.attribute
+            found.setdefault((load.buffer, flatten_index(load.index, program.buffers[load.buffer].shape)), False)
+    return {key: written for key, written in found.items() if program.buffers[key[0]].size >= size}
 
 
 def _output_indices(loop: Loop, program: Program) -> list[Index]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from fusegraph.codegen.cpu import irtext
 from fusegraph.codegen.cpu.body import Position
 from fusegraph.codegen.cpu.contract_epilogue import Epilogue
-from fusegraph.codegen.cpu.contract_plan import epilogue_updates
+from fusegraph.codegen.cpu.contract_plan import epilogue_lines
 from fusegraph.codegen.cpu.gemm_bands import TileLimit
 from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_sized import SizeLimit
@@ -123,7 +123,7 @@ class MicroKernels:
         counts = self._counts(columns)
         ops = VectorOps(fn, self.lanes, self.element, "" if self.exact else FAST_MATH)
         if kind != ACCUMULATE:
-            self._prefetch(fn, tile.rows, columns)
+            self._prefetch(fn, kind, tile.rows, columns)
         width = columns if self.dot else tile.vectors  # vectors of sums in a row
         places = [fn.gep("%sums", at * self.lanes, self.element) for at in range(tile.rows * width)]
         sums = [ops.load(place) if kind == ACCUMULATE else ops.constant(0) for place in places]
@@ -145,19 +145,27 @@ class MicroKernels:
                 position = None if self.row is None else Position(self._row_number(), row)
                 epilogue.row(position, sums[row * tile.vectors : (row + 1) * tile.vectors])
 
-    def _prefetch(self, fn: FunctionBuilder, rows: int, columns: int) -> None:
-        """Ask for what the epilogue of a tile updates (weights, their momentum), so that it is near when the sums are."""
+    def _prefetch(self, fn: FunctionBuilder, kind: str, rows: int, columns: int) -> None:
+        """Ask for what the epilogue of a tile reads and writes, so that it is near when the sums are.
+
+        What is only written can wait where the sums go through memory first.
+        """
         line = _LINE // element_bytes(self.element)
-        for buffer, flat in epilogue_updates(self.loop, self.program, _FAR).items():
+        for (buffer, flat), written in epilogue_lines(self.loop, self.program, _FAR).items():
             row_step = 0 if self.row is None else flat.coefficient(self.row)
             if not flat.is_affine or flat.coefficient(self.column) != 1 or row_step < line:
                 continue
+            if kind != WHOLE and buffer not in self.loop.reads():
+                continue
             at = [(factor, f"%x{self.loop.space.index(axis)}") for axis, factor in flat.terms if isinstance(axis, Axis)]
             first = fn.gep(f"%p{self.buffers.index(buffer)}", fn.affine(at, flat.constant), self.element)
+            ours = self.program.buffers[buffer].role in ("temp", "output")  # begins where a line of the cache does
+            whole = ours and row_step % line == columns % line == 0
+            starts = list(range(0, columns, line)) if whole else [*range(0, columns - 1, line), columns - 1]
             for row in range(rows):
-                for start in dict.fromkeys([*range(0, columns, line), columns - 1]):
+                for start in starts:
                     place = fn.gep(first, row * row_step + start, self.element)
-                    fn.intrinsic("void", "prefetch.p0", [("ptr", place), ("i32", 1), ("i32", 3), ("i32", 1)])
+                    fn.intrinsic("void", "prefetch.p0", [("ptr", place), ("i32", int(written)), ("i32", 3), ("i32", 1)])
 
     def _define_finish(self, name: str, columns: int) -> None:
         fn = self._function(name, "ptr %sums", "i64 %rows")
