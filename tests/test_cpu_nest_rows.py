@@ -120,6 +120,26 @@ def test_exp_below_another_maximum_is_exp() -> None:
     case.check(loop, bits=BITS)
 
 
+def test_erf_makes_use_of_the_exp_beside_it() -> None:
+    """In float32 only, and of the same number only."""
+    for dtype, names in (
+        (float32, ["exp_of_negative", "erf_beside_exp", "erf"]),
+        (float64, ["exp_of_negative", "erf", "erf"]),
+    ):
+        case = Case()
+        r, c = axes_of(4, 33, names="rc")
+        case.input("x", (4, 33), dtype)
+        case.input("z", (4, 33), dtype)
+        x, z = case.load("x", (r, c)), case.load("z", (r, c))
+        values = [op("exp", op("neg", op("mul", x, x))), op("erf", x), op("erf", z)]
+        outputs = [case.output(f"o{n}", (4, 33), dtype) for n in range(3)]
+        stores = tuple(Store(name, (I(r), I(c)), value) for name, value in zip(outputs, values, strict=True))
+        loop = Loop("l", (r,), (Stage(axes=(c,), stores=stores),))
+        marked = mark_exps(canonical_loop(loop, case.buffers).stages)[0]
+        assert [store.value.op for store in marked.stores] == names
+        case.check(loop, bits=BITS)
+
+
 def test_exp_below_a_maximum_of_what_is_overwritten_is_exp() -> None:
     """x - max(x), but x is doubled in between."""
     case = Case()

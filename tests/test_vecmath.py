@@ -27,7 +27,7 @@ def kernel(name: str, lanes: int, element: str, exact: bool) -> tuple[llvm.Loade
     fn = module.function("kernel", ["ptr noalias %x", "ptr noalias %y", "ptr noalias %out", "i64 %n"], linkage="")
     v = VectorOps(fn, lanes, element)
     with fn.loop(0, "%n", lanes) as loop:
-        sources = ["%x", "%y"] if name == "pow" else ["%x"]
+        sources = ["%x", "%y"] if name in ("pow", "erf_beside_exp") else ["%x"]
         operands = [v.load(fn.gep(source, loop.index, element)) for source in sources]
         result = VectorMath(module, lanes, element, exact).call(fn, name, *operands)
         v.store(result, fn.gep("%out", loop.index, element))
@@ -181,6 +181,13 @@ def test_exp_of_negative_is_exp(element: str) -> None:
     x = x.astype(_DTYPES[element])
     got, want = (evaluate(name, x, element=element) for name in ("exp_of_negative", "exp"))
     np.testing.assert_array_equal(got, want)
+
+
+def test_erf_beside_exp_accuracy() -> None:
+    x = np.concatenate([edges(), float32_samples(4099, seed=7), np.linspace(-4.5, 4.5, 1 << 16, dtype=np.float32)])
+    with np.errstate(all="ignore"):
+        beside = evaluate("exp_of_negative", -(x * x))
+    assert_close("erf", evaluate("erf_beside_exp", x, beside), reference("erf", x), MAX_ULP, x)
 
 
 def test_trigonometry_in_vectors_with_one_large_lane() -> None:

@@ -179,6 +179,19 @@ def _erf(v: _Math, x: str) -> str:
     return v.with_sign_of(v.select(near, small, large), x)
 
 
+def _erf_beside_exp(v: _Math, x: str, e: str) -> str:
+    """erf(x) in float32 where e = exp(-x^2) is known: beyond 1, 1 - e p(|x|) with p the scaled erfc, exp(x^2) erfc(x).
+
+    The cotangent of gelu is computed where gelu is, and has that exp.
+    """
+    magnitude = v.unary("fabs", x)
+    small = v.fma(v.polynomial(v.mul(magnitude, magnitude), v.tables.erf_small), magnitude, magnitude)
+    scaled = v.polynomial(v.minimum_constant(magnitude, v.tables.erf_one), v.tables.erfc_scaled)
+    large = v.fma(v.neg(e), scaled, v.constant(1.0))
+    near = v.compare("olt", magnitude, v.constant(v.tables.erf_split))
+    return v.with_sign_of(v.select(near, small, large), x)
+
+
 # logarithms
 
 
@@ -326,8 +339,8 @@ _POLYNOMIALS: dict[str, Callable[..., str]] = {
 FUNCTIONS = (*_POLYNOMIALS, "sqrt", "rsqrt")
 """Names of primitives that VectorMath.call takes; pow has two operands, the others one."""
 
-RESTRICTED: dict[str, Callable[..., str]] = {"exp_of_negative": _exp_of_negative}
-"""Further names, of functions on a part of the numbers (never with `exact`): exp of x <= 0 or NaN."""
+RESTRICTED: dict[str, Callable[..., str]] = {"exp_of_negative": _exp_of_negative, "erf_beside_exp": _erf_beside_exp}
+"""Further names, never with `exact`: exp of x <= 0 or NaN; float32's erf(x) from x and exp(-x * x)."""
 
 
 class VectorMath:
