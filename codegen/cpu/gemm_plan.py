@@ -45,6 +45,7 @@ _LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, way
 # Estimated cycles, measured on Zen 3 with 8 lanes.
 _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
+_TRANSPOSE_MANY = 4.0  # of panels of three vectors and more: rows that are read side by side are too many to be fetched ahead
 _STORE, _STRIDED = 2.0, 18.0  # for each vector of the output, and each access of it to columns that are apart
 _ACROSS_LINES = 1.5  # loads that count for one at any offset: half of the vectors lie across two lines
 _THROUGH = 0.06  # for each element that is read from the third-level cache or beyond
@@ -150,7 +151,7 @@ class GemmPlan:
         total += outer * self.panels * self.tiles * _CALL * (1 + extent_of(self.blocks) if self.blocks else 1)
         total += outer * rows * self.row_extent * vectors * (_STORE + _STRIDED * self.strided)
         if self.source is not None:
-            total += outer * depth * vectors * _pack_cost(self.source, self.lanes)
+            total += outer * depth * vectors * _pack_cost(self.source, self.lanes, self.tile.vectors)
         copies = [copy for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
         return total + sum(map(self._copy_cycles, copies))
 
@@ -211,12 +212,14 @@ class GemmPlan:
         return cycles if lines * extent_of(self.sums) >= sets * _WAYS else 0.0
 
 
-def _pack_cost(source: PanelSource, lanes: int) -> float:
+def _pack_cost(source: PanelSource, lanes: int, vectors: int) -> float:
     if source.column_table:
         return _PIECES if in_two_pieces(source.column_table, lanes) else _SCATTERED
     if source.column_stride == 1:
         return _COPY
-    return _TRANSPOSE if source.transposed else _SCATTERED
+    if not source.transposed:
+        return _SCATTERED
+    return _TRANSPOSE if vectors <= 2 else _TRANSPOSE_MANY
 
 
 def plan_gemm(loop: Loop, program: Program, vector_bits: int, exact: bool = False) -> GemmPlan | None:
