@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -89,13 +90,13 @@ def test_threads_do_not_change_a_bit(layout: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [float32, float64], ids=str)
-@pytest.mark.parametrize("shape", [(512, 128, 512), (403, 128, 600), (259, 128, 9000)], ids=str)
+@pytest.mark.parametrize("shape", [(512, 128, 512), (403, 128, 600), (220, 128, 9000)], ids=str)
 def test_threads_copy_their_own_rows_of_a_transposed_operand(shape: tuple[int, int, int], dtype) -> None:
     """A tall gradient of a weight: each thread's scratch holds the rows that it needs, and those alone."""
     loop, program = matmul(shape, "tn", lambda total, m, n: op("add", total, read("out", (m, n), dtype)), dtype)
     arrays = {**inputs(program), "out": np.ones(shape[:2], dtype)}
     compiled = CompiledLoop(loop, program, 256)
-    assert "call void @kernel_stage_narrow_rows" in compiled.text
+    assert re.search(r"call void @kernel_stage_narrow\(ptr %p\d, ptr %\w+, i64 %\w+, i64 %\w+\)", compiled.text)
     found = compiled.run(arrays, 1)["out"]
     assert_close(found, product(arrays, "tn") + 1, 1e-5 if dtype == float32 else 1e-13)
     for threads in (2, 3, 7, 100):

@@ -9,12 +9,11 @@ stride - 1 zeros between the elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from fusegraph.codegen.cpu.contract_plan import Operand
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
 from fusegraph.codegen.cpu.irvector import VectorOps
-from fusegraph.codegen.cpu.run_time import SIZE, product, whole_part
 from fusegraph.ir.index import Axis, Index
 from fusegraph.ir.loops import Program
 from fusegraph.ir.scalar import Bound, Divides
@@ -69,18 +68,9 @@ class Staging:
         return math.prod(dimension.extent for dimension in self.dimensions) + _SLACK
 
     @property
-    def rows(self) -> int:
-        """Of an axis of run-time extent that the copy has as a dimension (see Axis); 0: there is none."""
-        return max((axis.rows for dimension in self.dimensions for axis in dimension.index.axes), default=0)
-
-    @property
     def can_be_sized(self) -> bool:
-        """Whether no dimension has a run-time extent, or only the last one of a matrix that is transposed."""
-        if not self.rows:
-            return True
-        fixed = all(axis.rows == 0 for dimension in self.dimensions[:-1] for axis in dimension.index.axes)
-        fixed = fixed and all(axis.per == 1 for axis in self.dimensions[-1].index.axes)
-        return fixed and len(self.dimensions) == 2 and _turns(*self.dimensions)
+        """Whether no dimension has a run-time extent."""
+        return not any(axis.rows for dimension in self.dimensions for axis in dimension.index.axes)
 
     @property
     def contiguous(self) -> bool:
@@ -118,18 +108,6 @@ def plan_staging(
         else:
             dimensions.append(Dimension(Index.of(atom), 0, atom.extent, factor, 1, 0, atom.extent))
     staging = _laid_out(Staging(operand.buffer, free, tuple(dimensions)), innermost)
-    return staging if staging.elements <= _MAX_ELEMENTS else None
-
-
-def staged_in_order(operand: Operand, axes: Sequence[Axis]) -> Staging | None:
-    """A copy of an unmasked affine operand with `axes` in this order, outermost first; None if it is too large."""
-    dimensions, rest, pitch = [], operand.flat, 1
-    for axis in reversed(axes):
-        stride = operand.stride(axis)
-        dimensions.append(Dimension(Index.of(axis), 0, axis.extent, stride, 1, 0, axis.extent, pitch))
-        rest = rest - Index.of(axis) * stride
-        pitch *= axis.extent
-    staging = Staging(operand.buffer, rest, tuple(reversed(dimensions)))
     return staging if staging.elements <= _MAX_ELEMENTS else None
 
 
@@ -209,31 +187,10 @@ class Stager:
             self._define()
         terms = [(factor, coordinates[axis]) for axis, factor in self.staging.source.terms if isinstance(axis, Axis)]
         source = fn.gep(base, fn.affine(terms, self.staging.source.constant), self.element)
-        size = [("i64", SIZE)] if self.staging.rows else []
-        fn.call("void", self.name, [("ptr", source), ("ptr", copy), *size])
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether the copy is a transposed matrix, of which some rows can be made alone."""
-        outer, *inner = self.staging.dimensions
-        return len(inner) == 1 and outer.low == 0 and outer.inside == (0, outer.extent) and self._is_transposed(0)
-
-    def call_rows(self, fn: FunctionBuilder, base: str, copy: str, first: str, end: str) -> None:
-        """Make rows first .. end of a copy that `has_rows`, and perhaps some of their neighbours."""
-        name = f"{self.name}_rows"
-        if not self.module.has_function(name):
-            params = ["ptr noalias %source", "ptr noalias %copy", "i64 %first", "i64 %end"]
-            params += [f"i64 {SIZE}"] if self.staging.rows else []
-            rows = self.module.function(name, params, attrs="noinline")
-            outer, inner = self.staging.dimensions
-            self._transpose(rows, outer, inner, "%source", "%copy", ("%first", "%end"))
-        source = fn.gep(base, self.staging.source.constant, self.element)
-        size = [("i64", SIZE)] if self.staging.rows else []
-        fn.call("void", name, [("ptr", source), ("ptr", copy), ("i64", first), ("i64", end), *size])
+        fn.call("void", self.name, [("ptr", source), ("ptr", copy)])
 
     def _define(self) -> None:
-        size = [f"i64 {SIZE}"] if self.staging.rows else []
-        fn = self.module.function(self.name, ["ptr noalias %source", "ptr noalias %copy", *size], attrs="noinline")
+        fn = self.module.function(self.name, ["ptr noalias %source", "ptr noalias %copy"], attrs="noinline")
         self._fill(fn, 0, "%source", "%copy")
 
     def _fill(self, fn: FunctionBuilder, depth: int, source: str, copy: str) -> None:
@@ -267,17 +224,11 @@ class Stager:
         """Whether the last two dimensions are a matrix of whole rows whose columns lie side by side in the source."""
         return _turns(*self.staging.dimensions[depth:])
 
-    def _transpose(
-        self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str,
-        part: tuple[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """Squares of lanes x lanes are transposed in registers; `part`: first row and end, known at run time."""
+    def _transpose(self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str) -> None:
+        """Squares of lanes x lanes are transposed in registers."""
         lanes = self.lanes
 
         def squares(first: str | int, rows: int) -> None:
-            if self.staging.rows:
-                self._sized_squares(fn, outer, inner, source, copy, first, rows)
-                return
             for start, count in _pieces(inner.extent, lanes):
                 if count == lanes and start == 0:
                     with fn.loop(0, inner.extent // lanes * lanes, lanes) as loop:
@@ -286,33 +237,11 @@ class Stager:
                     self._square(fn, outer, inner, source, copy, first, rows, start, count)
 
         whole = outer.extent // lanes * lanes
-        low: str | int = 0 if part is None else fn.binary("and", "i64", part[0], -lanes)
         if whole:
-            with fn.loop(low, whole if part is None else fn.min_i64(part[1], str(whole)), lanes) as loop:
+            with fn.loop(0, whole, lanes) as loop:
                 squares(loop.index, lanes)
-        if outer.extent > whole and part is None:
+        if outer.extent > whole:
             squares(whole, outer.extent - whole)
-        elif outer.extent > whole and part is not None:
-            with fn.if_(fn.compare("sgt", "i64", part[1], whole)):
-                squares(whole, outer.extent - whole)
-
-    def _sized_squares(
-        self,
-        fn: FunctionBuilder,
-        outer: Dimension,
-        inner: Dimension,
-        source: str,
-        copy: str,
-        first: str | int,
-        rows: int,
-    ) -> None:
-        """Rows first .. of a copy whose rows end somewhere at run time: the last few columns one by one."""
-        extent = product(fn, (self.staging.rows, SIZE))
-        whole = whole_part(fn, extent, self.lanes)
-        with fn.loop(0, whole, self.lanes) as loop:
-            self._square(fn, outer, inner, source, copy, first, rows, loop.index, self.lanes)
-        with fn.loop(whole, extent) as loop:
-            self._square(fn, outer, inner, source, copy, first, rows, loop.index, 1)
 
     def _square(
         self, fn: FunctionBuilder, outer: Dimension, inner: Dimension, source: str, copy: str, first: str | int,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from fusegraph.codegen.cpu.contract_plan import Operand, extent_of
-from fusegraph.codegen.cpu.contract_stage import Stager
+from fusegraph.codegen.cpu.contract_stage import Stager, Staging
 from fusegraph.codegen.cpu.gemm_bands import TileLimit
 from fusegraph.codegen.cpu.gemm_limits import TapLimit
 from fusegraph.codegen.cpu.gemm_micro import ACCUMULATE, START, WHOLE, MicroKernels, Operands, Step, TileMemory
 from fusegraph.codegen.cpu.gemm_pack import Packer
 from fusegraph.codegen.cpu.gemm_plan import GemmPlan
+from fusegraph.codegen.cpu.gemm_rows import RowPacker, RowPanels
 from fusegraph.codegen.cpu.gemm_sized import SizeLimit, most_tiles, tile_sizes
 from fusegraph.codegen.cpu.gemm_tile import Tile
 from fusegraph.codegen.cpu.irtext import FunctionBuilder, Module, element_bytes
@@ -29,7 +30,6 @@ __all__ = ["emit_gemm"]
 FINISH = "finish"  # the epilogue of a whole panel
 START_AND_FINISH = "start_and_finish"  # each tile through scratch
 _MANY_TILES = 32  # of rows: shared out whole among a few threads, none has much more than another
-_COPY_TO_PACK = 4  # an element of a transposed copy takes as long as so many of a packed panel
 _PARALLEL_PRODUCTS = 32_768  # fewer take about a microsecond on one thread
 
 
@@ -48,16 +48,19 @@ class _Emitter:
         )
         name, lanes = self.loop.name, plan.lanes
         self.packer = None if plan.source is None else Packer(module, name, lanes, self.element, plan.source)
-        copies = (plan.narrow_copy, f"{name}_stage_narrow"), (plan.wide_copy, f"{name}_stage_wide")
-        self.narrow_stager, self.wide_stager = (
-            None if copy is None else Stager(module, function, lanes, self.element, copy) for copy, function in copies
-        )
+        self.narrow_stager = self._stager(plan.narrow_copy, f"{name}_stage_narrow")
+        self.wide_stager = self._stager(plan.wide_copy, f"{name}_stage_wide")
         self.row_table = ""
         if plan.row_table:
             entries = ", ".join(f"i64 {offset}" for offset in plan.row_table)
             self.row_table = f"{name}_rows"
             module.add_global(self.row_table, f"internal constant [{len(plan.row_table)} x i64] [{entries}]")
         self._place_scratch()
+
+    def _stager(self, copy: Staging | RowPanels | None, name: str) -> Stager | RowPacker | None:
+        if isinstance(copy, RowPanels):
+            return RowPacker(self.module, name, self.plan.lanes, self.element, copy)
+        return None if copy is None else Stager(self.module, name, self.plan.lanes, self.element, copy)
 
     def _place_scratch(self) -> None:
         """Scratch: the narrow copy, the wide copy, a panel, the sums of a panel's tiles."""
@@ -115,25 +118,19 @@ class _Emitter:
 
     def _shares_rows(self) -> bool:
         """Whether threads share out rows: each then copies its own rows of the narrow operand, but packs every panel."""
-        plan, stager = self.plan, self.narrow_stager
-        if stager is None or self.wide_stager is not None or not stager.has_rows or plan.outer or plan.outer_rows:
-            return False
-        if stager.staging.dimensions[0].index.axis is not plan.row or plan.row_split.count < _MANY_TILES:
+        plan, copy = self.plan, self.plan.narrow_copy
+        if not isinstance(copy, RowPanels) or plan.wide_copy is not None or plan.outer or plan.outer_rows:
             return False
         packed = extent_of(plan.sums) * extent_of(plan.blocks) * self.found.column.extent if self.packer else 0
-        return stager.staging.elements * _COPY_TO_PACK >= packed
+        return plan.row_split.count >= _MANY_TILES and copy.elements >= packed
 
     def _row_ranges(self, fn: FunctionBuilder) -> None:
         """Each thread runs down its own rows, panel by panel."""
-        plan, split, stager = self.plan, self.plan.row_split, self.narrow_stager
-        assert stager is not None
-        low, high = thread_range(fn, split.count)
+        plan, stager = self.plan, self.narrow_stager
+        assert isinstance(stager, RowPacker)
+        low, high = thread_range(fn, plan.row_split.count)
         with fn.if_(fn.compare("slt", "i64", low, high)):
-            first, end = (
-                fn.min_i64(fn.affine([(split.size, at)]), fn.affine([(split.size - 1, at)], split.large))
-                for at in (low, high)
-            )
-            stager.call_rows(fn, self._base(stager.staging.buffer), self.narrow_copy, first, end)
+            stager.call_tiles(fn, self._base(stager.staging.buffer), {}, self.narrow_copy, low, high)
             with fn.loop(0, plan.panels) as loop:
                 self._task(fn, loop.index, (), {}, low, high)
 
@@ -159,10 +156,10 @@ class _Emitter:
 
         for_each_part(fn, low, high, per_group, group)
 
-    def _staged_outside(self, stager: Stager) -> bool:
+    def _staged_outside(self, stager: Stager | RowPacker) -> bool:
         return not stager.staging.axes & set(self.plan.blocks)
 
-    def _stage(self, fn: FunctionBuilder, stager: Stager, coordinates: Mapping[Axis, str]) -> None:
+    def _stage(self, fn: FunctionBuilder, stager: Stager | RowPacker, coordinates: Mapping[Axis, str]) -> None:
         copy = self.narrow_copy if stager is self.narrow_stager else self.wide_copy
         stager.call(fn, self._base(stager.staging.buffer), coordinates, copy)
 
@@ -222,7 +219,9 @@ class _Emitter:
                 self._stage_block(fn, stager, number, inside)
         self._products(fn, kind, inside, columns, first, last)
 
-    def _stage_block(self, fn: FunctionBuilder, stager: Stager, number: str, inside: Mapping[Axis, str]) -> None:
+    def _stage_block(
+        self, fn: FunctionBuilder, stager: Stager | RowPacker, number: str, inside: Mapping[Axis, str]
+    ) -> None:
         """Make the copy for block `number`, unless the one before it had the same."""
         last = max(place for place, axis in enumerate(self.plan.blocks) if axis in stager.staging.axes)
         same = extent_of(self.plan.blocks[last + 1 :])
@@ -282,12 +281,20 @@ class _Emitter:
                 if kind == FINISH:
                     self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
                     continue
-                narrow = base if plan.row_table else fn.gep(base, fn.affine([(plan.row_stride, at)]), self.element)
-                operands = Operands(narrow, wide, tile_sums)
+                operands = Operands(self._rows_of_tile(fn, base, at, loop.index), wide, tile_sums)
                 first_call = START if kind == START_AND_FINISH else kind
                 self.micro.call(fn, first_call, Tile(size, vectors), columns, memory, operands, tile_place)
                 if kind == START_AND_FINISH:
                     self.micro.finish(fn, str(size), columns, tile_sums, tile_place)
+
+    def _rows_of_tile(self, fn: FunctionBuilder, base: str, row: str, number: str) -> str:
+        """Address of the narrow operand for tile `number`, the first row of which is `row`."""
+        plan = self.plan
+        if plan.row_table:
+            return base
+        if isinstance(plan.narrow_copy, RowPanels):
+            return fn.gep(base, fn.affine([(plan.narrow_copy.pitch, number)]), self.element)
+        return fn.gep(base, fn.affine([(plan.row_stride, row)]), self.element)
 
     def _memory(self, vectors: int) -> TileMemory:
         narrow, wide = self.found.narrow, self.found.wide
@@ -305,7 +312,9 @@ class _Emitter:
             self.plan.row_stride, self.row_table, tuple(reversed(steps)), whole, self.plan.dot, column_stride
         )
 
-    def _address(self, fn: FunctionBuilder, operand: Operand, stager: Stager | None, place: Mapping[Axis, str]) -> str:
+    def _address(
+        self, fn: FunctionBuilder, operand: Operand, stager: Stager | RowPacker | None, place: Mapping[Axis, str]
+    ) -> str:
         """Address of the operand's element at `place`, zero along every other axis."""
         terms, constant = [], operand.flat.constant
         for atom, factor in operand.flat.terms:

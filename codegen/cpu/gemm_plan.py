@@ -19,11 +19,12 @@ from fusegraph.codegen.cpu.contract_plan import (
     offsets_along,
     roles,
 )
-from fusegraph.codegen.cpu.contract_stage import Staging, staged_in_order
+from fusegraph.codegen.cpu.contract_stage import Staging
 from fusegraph.codegen.cpu.gemm_bands import TileLimit, banded
 from fusegraph.codegen.cpu.gemm_limits import Limits
 from fusegraph.codegen.cpu.gemm_operands import staged_operands
 from fusegraph.codegen.cpu.gemm_pack import PanelSource, in_two_pieces
+from fusegraph.codegen.cpu.gemm_rows import RowPanels, row_panels
 from fusegraph.codegen.cpu.gemm_sized import can_be_sized
 from fusegraph.codegen.cpu.gemm_tile import Split, Tile, dot_cost, dot_tiles, even_split, tile_cost, tiles
 from fusegraph.ir.index import Axis, Index
@@ -45,7 +46,9 @@ _LINE, _SETS, _WAYS = 64, 64, 8  # first-level cache: bytes of a line, sets, way
 # Estimated cycles, measured on Zen 3 with 8 lanes.
 _NARROW_MISS, _WIDE_MISS = 3.5, 2.0  # for a step of the sum of a tile
 _COPY, _TRANSPOSE, _PIECES, _SCATTERED = 1.5, 2.0, 2.0, 10.0  # for each packed vector
-_TRANSPOSE_MANY = 4.0  # of panels of three vectors and more: rows that are read side by side are too many to be fetched ahead
+_TRANSPOSE_MANY = (
+    4.0  # of panels of three vectors and more: rows that are read side by side are too many to be fetched ahead
+)
 _STORE, _STRIDED = 2.0, 18.0  # for each vector of the output, and each access of it to columns that are apart
 _ACROSS_LINES = 1.5  # loads that count for one at any offset: half of the vectors lie across two lines
 _THROUGH = 0.06  # for each element that is read from the third-level cache or beyond
@@ -62,7 +65,7 @@ class GemmPlan:
     outer         loops around everything, those that a staged copy depends on first
     blocks        loops of the sum outside of the tiles; the tiles' sums are kept in scratch between them
     sums          the other loops of the sum, outermost first
-    narrow_copy, wide_copy   stagings of the operands
+    narrow_copy, wide_copy   stagings of the operands, or panels of the narrow one
     row_table     offset of each row in the narrow operand, empty where row_stride says it
     source        how panels of the wide operand are packed; None: it is read in place
     strided       loads and stores of the epilogue in which neighbouring columns are apart
@@ -80,7 +83,7 @@ class GemmPlan:
     outer: tuple[Axis, ...]
     blocks: tuple[Axis, ...]
     sums: tuple[Axis, ...]
-    narrow_copy: Staging | None
+    narrow_copy: Staging | RowPanels | None
     wide_copy: Staging | None
     row_stride: int
     row_table: tuple[int, ...]
@@ -155,12 +158,12 @@ class GemmPlan:
         copies = [copy for copy in (self.narrow_copy, self.wide_copy) if copy is not None]
         return total + sum(map(self._copy_cycles, copies))
 
-    def _copy_cycles(self, copy: Staging) -> float:
+    def _copy_cycles(self, copy: Staging | RowPanels) -> float:
         """Time of making an operand's copies, and of reading them from further away if they are large."""
         times = extent_of(copy.axes)
         if copy.axes & set(self.blocks):  # made inside of the loops over panels
             times *= self.panels * extent_of(axis for axis in self.outer if axis not in copy.axes)
-        far = _FAR if copy.elements > _MAX_PANEL else 0.0
+        far = _FAR if copy.elements > _MAX_PANEL and isinstance(copy, Staging) else 0.0
         steps = extent_of(self.outer) * extent_of(self.sums) * extent_of(self.blocks) * self.panels * self.tiles
         return copy.elements * times * (_STAGE if copy.contiguous else _STAGE_STRIDED) + steps * far
 
@@ -202,7 +205,7 @@ class GemmPlan:
         lines = 1 + self.panel_width * self.found.reduce.dtype.itemsize // _LINE
         return narrow + self._misses(self.found.wide, self.wide_copy, _WIDE_MISS, lines)
 
-    def _misses(self, operand: Operand, copy: Staging | None, cycles: float, lines: int = 1) -> float:
+    def _misses(self, operand: Operand, copy: Staging | RowPanels | None, cycles: float, lines: int = 1) -> float:
         """Extra cycles for a step of the sum if the lines that a tile reads do not stay in the first-level cache."""
         size = self.found.reduce.dtype.itemsize
         strides = [abs(operand.stride(axis)) * size for axis in self.sums]
@@ -285,15 +288,16 @@ def _limited_tiles(base: GemmPlan, vector_bits: int) -> list[Tile]:
 
 
 def _variants(base: GemmPlan, layout: _Layout, registers: int, exact: bool) -> Iterator[GemmPlan]:
-    """`base` with every tile, packed or not, with the narrow operand as it is or transposed, and as dot products."""
+    """`base` with every tile, packed or not, with the narrow operand as it is or in panels, and as dot products."""
     found, sums = base.found, base.sums
     rows, columns, table = base.row_extent, found.column.extent, layout.column_table
     most_rows = _MAX_TABLE_ROWS if base.row_table else _MAX_ROWS
-    for plan in (base, *_transposed(base)):
-        for tile in tiles(rows, columns, base.lanes, registers, most_rows):
+    for tile in tiles(rows, columns, base.lanes, registers, most_rows):
+        plain = replace(base, tile=tile)
+        for plan in (plain, *_in_row_panels(plain)):
             if not table and found.wide.stride(found.column) == 1:
-                yield replace(plan, tile=tile)
-            yield _packed(replace(plan, tile=tile), table)
+                yield plan
+            yield _packed(plan, table)
     if not exact and not table and sums and found.narrow.stride(sums[-1]) == found.wide.stride(sums[-1]) == 1:
         for tile in dot_tiles(rows, columns, base.lanes, registers):
             plan = replace(base, tile=tile, dot=True)
@@ -309,15 +313,20 @@ def _ordered(plan: GemmPlan) -> GemmPlan:
     return plan if outer == plan.outer else replace(plan, outer=outer)
 
 
-def _transposed(plan: GemmPlan) -> list[GemmPlan]:
-    """With the narrow operand copied so that its rows are apart and the sum runs along memory."""
-    if plan.narrow_copy is not None or plan.row is None or plan.row_stride != 1 or plan.blocks:
+def _in_row_panels(plan: GemmPlan) -> list[GemmPlan]:
+    """With the narrow operand copied so that the rows of a tile stand side by side for each step of the sum."""
+    row = plan.row
+    if (
+        plan.narrow_copy is not None
+        or row is None
+        or row.rows
+        or plan.row_stride != 1
+        or plan.outer_rows
+        or plan.blocks
+    ):
         return []
-    copy = staged_in_order(plan.found.narrow, (plan.row, *plan.sums))
-    if copy is None:
-        return []
-    found = replace(plan.found, narrow=copy.operand())
-    return [replace(plan, found=found, narrow_copy=copy, row_stride=found.narrow.stride(plan.row))]
+    copy = row_panels(plan.found.narrow, row, plan.sums, plan.row_split) if plan.sums else None
+    return [] if copy is None else [replace(plan, found=replace(plan.found, narrow=copy.operand()), narrow_copy=copy)]
 
 
 def _packed(plan: GemmPlan, column_table: tuple[int, ...]) -> GemmPlan:
