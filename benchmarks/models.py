@@ -10,8 +10,9 @@ A new model is one entry of MODELS. The inputs are random numbers: what is measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,30 +30,34 @@ CLASSES = 10
 class MLP(nn.Module):
     """784 - 256 - 128 - 10, rectified."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sequence[int] = (784, 256, 128, CLASSES)) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, CLASSES)
-        )
+        layers = [layer for width, after in pairwise(sizes) for layer in (nn.Linear(width, after), nn.ReLU())]
+        self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 28, 28) to scores (N, 10)."""
+        """Images (N, 1, 28, 28), or others of sizes[0] elements, to scores (N, sizes[-1])."""
         return self.layers(x.flatten(1))
 
 
 class MiniTorch(nn.Module):
     """The network of MiniTorch's last module: two small convolutions, one pooling, two linear layers, dropout."""
 
-    def __init__(self, dropout: float = 0.25) -> None:
+    def __init__(
+        self,
+        dropout: float = 0.25,
+        maps: tuple[int, int] = (4, 8),
+        sizes: tuple[int, int, int] = (8 * 7 * 7, 64, CLASSES),
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
-        self.conv2 = nn.Conv2d(4, 8, 3, padding=1)
-        self.linear1 = nn.Linear(8 * 7 * 7, 64)
-        self.linear2 = nn.Linear(64, CLASSES)
+        self.conv1 = nn.Conv2d(1, maps[0], 3, padding=1)
+        self.conv2 = nn.Conv2d(*maps, 3, padding=1)
+        self.linear1 = nn.Linear(sizes[0], sizes[1])
+        self.linear2 = nn.Linear(sizes[1], sizes[2])
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 28, 28) to scores (N, 10)."""
+        """Images (N, 1, 28, 28), or those that pooling makes sizes[0] elements of, to scores (N, sizes[2])."""
         x = self.conv2(self.conv1(x).relu()).relu()
         x = F.max_pool2d(x, 4).flatten(1)
         return self.linear2(self.dropout(self.linear1(x).relu()))
@@ -61,27 +66,30 @@ class MiniTorch(nn.Module):
 class LeNet(nn.Module):
     """LeNet-5 with rectifiers and max-pooling, as it is written today."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        maps: tuple[int, int] = (6, 16),
+        kernel: int = 5,
+        sizes: tuple[int, int, int, int] = (16 * 5 * 5, 120, 84, CLASSES),
+    ) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        self.classifier = nn.Sequential(
-            nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, CLASSES)
-        )
+        first, second = nn.Conv2d(1, maps[0], 5, padding=2), nn.Conv2d(*maps, kernel)
+        self.features = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2))
+        one, two, three = (nn.Linear(width, after) for width, after in pairwise(sizes))
+        self.classifier = nn.Sequential(one, nn.ReLU(), two, nn.ReLU(), three)
 
     def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 28, 28) to scores (N, 10)."""
+        """Images (N, 1, 28, 28), or those that pooling makes sizes[0] elements of, to scores (N, sizes[3])."""
         return self.classifier(self.features(x).flatten(1))
 
 
 class Bag(nn.Module):
     """A bag of embeddings: the mean of a sentence's word vectors, and a linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int = WORDS, width: int = WIDTH) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH, padding_idx=0)
-        self.output = nn.Linear(WIDTH, 2)
+        self.embedding = nn.Embedding(words, width, padding_idx=0)
+        self.output = nn.Linear(width, 2)
 
     def forward(self, ids: fg.Tensor, lengths: fg.Tensor) -> fg.Tensor:
         """Token ids (N, W) and lengths (N,) to scores (N, 2)."""
@@ -89,18 +97,21 @@ class Bag(nn.Module):
 
 
 class KimCNN(nn.Module):
-    """Kim (2014): 100 detectors each of 3, 4 and 5 words, the strongest answer of each over the sentence, dropout."""
+    """Kim (2014): 100 detectors each of 3, 4 and 5 words, the strongest answer of each over the sentence, dropout.
 
-    def __init__(self, maps: int = 100, dropout: float = 0.5) -> None:
+    words: size of the vocabulary; None for a network that is given word vectors.
+    """
+
+    def __init__(self, maps: int = 100, dropout: float = 0.5, words: int | None = WORDS, width: int = WIDTH) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH, padding_idx=0)
-        self.convolutions = nn.ModuleList([nn.Conv1d(WIDTH, maps, width) for width in (3, 4, 5)])
+        self.embedding = None if words is None else nn.Embedding(words, width, padding_idx=0)
+        self.convolutions = nn.ModuleList([nn.Conv1d(width, maps, span) for span in (3, 4, 5)])
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(3 * maps, 2)
 
-    def forward(self, ids: fg.Tensor) -> fg.Tensor:
-        """Token ids (N, W) to scores (N, 2)."""
-        words = self.embedding(ids).transpose(1, 2)
+    def forward(self, x: fg.Tensor) -> fg.Tensor:
+        """Token ids (N, W) or word vectors (N, W, width) to scores (N, 2)."""
+        words = (x if self.embedding is None else self.embedding(x)).transpose(1, 2)
         found = fg.cat([convolution(words).relu().amax(2) for convolution in self.convolutions], 1)
         return self.output(self.dropout(found))
 
@@ -108,11 +119,11 @@ class KimCNN(nn.Module):
 class TransformerBlock(nn.Module):
     """Causal self-attention and a feed-forward part, each behind a layer norm and beside a residual connection."""
 
-    def __init__(self, width: int = 64, heads: int = 4) -> None:
+    def __init__(self, width: int = 64, heads: int = 4, hidden: int = 256) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: fg.Tensor) -> fg.Tensor:
         """Sequences (N, L, width) to sequences of the same shape."""

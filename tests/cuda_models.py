@@ -10,6 +10,7 @@ import numpy as np
 
 import fusegraph as fg
 import fusegraph.functional as F
+from benchmarks.models import MLP, Bag, KimCNN, LeNet, MiniTorch, TransformerBlock
 from fusegraph import nn, optim
 from fusegraph.build import Artifact
 from fusegraph.codegen.cuda.step import CudaStep, emit_step
@@ -19,97 +20,6 @@ from tests.op_sheets import TOLERANCE, compare
 
 Array = np.ndarray[Any, Any]
 BATCH, CLASSES, WORDS, WIDTH, SENTENCE = 5, 3, 37, 7, 11
-
-
-class MLP(nn.Module):
-    """Two hidden layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(77, 33), nn.ReLU(), nn.Linear(33, 17), nn.ReLU(), nn.Linear(17, CLASSES))
-
-    def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 7, 11) to scores."""
-        return self.layers(x.flatten(1))
-
-
-class MiniTorch(nn.Module):
-    """Two convolutions, one pooling, two linear layers, dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
-        self.linear1, self.linear2 = nn.Linear(5 * 2 * 2, 9), nn.Linear(9, CLASSES)
-        self.dropout = nn.Dropout(0.25)
-
-    def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 9, 9) to scores."""
-        x = F.max_pool2d(self.conv2(self.conv1(x).relu()).relu(), 4).flatten(1)
-        return self.linear2(self.dropout(self.linear1(x).relu()))
-
-
-class LeNet(nn.Module):
-    """Convolution and pooling twice, then three linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 3, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2)
-        )
-        self.classifier = nn.Sequential(
-            nn.Linear(5 * 2 * 2, 11), nn.ReLU(), nn.Linear(11, 9), nn.ReLU(), nn.Linear(9, CLASSES)
-        )
-
-    def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Images (N, 1, 13, 13) to scores."""
-        return self.classifier(self.features(x).flatten(1))
-
-
-class Bag(nn.Module):
-    """The mean of a sentence's word vectors, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH, padding_idx=0)
-        self.output = nn.Linear(WIDTH, 2)
-
-    def forward(self, ids: fg.Tensor, lengths: fg.Tensor) -> fg.Tensor:
-        """Token ids (N, W) and lengths (N,) to scores."""
-        return self.output(F.masked_mean(self.embedding(ids), lengths, 1))
-
-
-class Kim(nn.Module):
-    """Detectors of 3, 4 and 5 words, the strongest answer of each over the sentence, dropout; from ids or from vectors."""
-
-    def __init__(self, vectors: bool = False) -> None:
-        super().__init__()
-        self.embedding = None if vectors else nn.Embedding(WORDS, WIDTH, padding_idx=0)
-        self.convolutions = nn.ModuleList([nn.Conv1d(WIDTH, 9, width) for width in (3, 4, 5)])
-        self.dropout = nn.Dropout(0.5)
-        self.output = nn.Linear(27, 2)
-
-    def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Token ids (N, W) or word vectors (N, W, WIDTH) to scores."""
-        words = (x if self.embedding is None else self.embedding(x)).transpose(1, 2)
-        found = fg.cat([convolution(words).relu().amax(2) for convolution in self.convolutions], 1)
-        return self.output(self.dropout(found))
-
-
-class TransformerBlock(nn.Module):
-    """Causal self-attention and a feed-forward part, each behind a layer norm and beside a residual connection."""
-
-    def __init__(self, width: int = 12, heads: int = 3) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 29), nn.GELU(), nn.Linear(29, width))
-
-    def forward(self, x: fg.Tensor) -> fg.Tensor:
-        """Sequences (N, L, width) to sequences of the same shape."""
-        seen = self.norm1(x)
-        mask = fg.triu(fg.ones((x.shape[1], x.shape[1]), dtype="bool"), 1)
-        x = x + self.attention(seen, seen, seen, attn_mask=mask, need_weights=False)[0]
-        return x + self.feed_forward(self.norm2(x))
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------------
@@ -154,13 +64,13 @@ class Small:
 
 
 SMALL: dict[str, Small] = {
-    "mlp": Small(MLP, _images(7, 11)),
-    "minitorch": Small(MiniTorch, _images(9, 9)),
-    "lenet": Small(LeNet, _images(13, 13)),
-    "bag": Small(Bag, _sentences),
-    "kim": Small(Kim, _padded),
-    "kim_vectors": Small(lambda: Kim(vectors=True), _vectors),
-    "transformer": Small(TransformerBlock, _sequences, F.mse_loss),
+    "mlp": Small(lambda: MLP((77, 33, 17, CLASSES)), _images(7, 11)),
+    "minitorch": Small(lambda: MiniTorch(maps=(3, 5), sizes=(5 * 2 * 2, 9, CLASSES)), _images(9, 9)),
+    "lenet": Small(lambda: LeNet((3, 5), 3, (5 * 2 * 2, 11, 9, CLASSES)), _images(13, 13)),
+    "bag": Small(lambda: Bag(WORDS, WIDTH), _sentences),
+    "kim": Small(lambda: KimCNN(9, words=WORDS, width=WIDTH), _padded),
+    "kim_vectors": Small(lambda: KimCNN(9, words=None, width=WIDTH), _vectors),
+    "transformer": Small(lambda: TransformerBlock(12, 3, 29), _sequences, F.mse_loss),
 }
 
 # Adam divides a gradient by its own size. Where one is 0 but for rounding (that of the keys' bias in attention) the usual
