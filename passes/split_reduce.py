@@ -24,6 +24,9 @@ Found = Node | Value | None
 # 64 chunks keep any likely number of threads busy; 128 partial results are still a trifle to add up.
 FEWEST_CHUNKS = 64
 MOST_CHUNKS = 128
+# So many images stay whole: where their axis is cut they cannot lie in blocks (codegen/cpu/batch_blocks.py), and the gradient
+# of a convolution is five times as slow.
+MOST_IMAGES = 1024
 _COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 
 
@@ -44,7 +47,8 @@ def in_two_steps(build: RewriteBuilder, node: Node, inputs: Inputs) -> Found:
     extent = x.shape[axis]
     if extent < FEWEST_CHUNKS:
         return None
-    chunks = _chunks(extent)
+    images = x.ndim > 3 and axis == 0 and len(axes) > 1 and extent <= MOST_IMAGES
+    chunks = extent if images else _chunks(extent)
     if chunks:
         return _split(build, node.op, x, axes, chunks)
     even = extent - extent % FEWEST_CHUNKS

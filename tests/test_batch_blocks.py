@@ -124,6 +124,27 @@ def test_blocks_are_vectors_of_images(batch, bits, block):
         assert after == (batch // block, *before[1:], block) and before[0] == batch
 
 
+def test_many_images_lie_in_blocks_too() -> None:
+    def gradients(x: Any, w1: Any, w2: Any, b: Any) -> Any:
+        learned = [part.detach().requires_grad_() for part in (w1, b, w2)]
+        hidden = F.max_pool2d(F.conv2d(x, learned[0], learned[1], padding=1).relu(), 2)
+        return fg.autograd.grad(F.conv2d(hidden, learned[2]).relu().sum(), learned)
+
+    rng = np.random.default_rng(0)
+    shapes = [(256, 1, 28, 28), (6, 1, 3, 3), (4, 6, 5, 5), (6,)]
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    step = fg.compile(gradients)
+    made = step(*map(fg.tensor, arrays))
+    program = step.compiled_for().artifact.fused[0]
+    blocked = batch_blocked(program, 256)
+    images = [name for name, buffer in program.buffers.items() if buffer.role == "temp" and buffer.size > 1 << 16]
+    assert images and all(blocked.buffers[name].shape[0] == 16 for name in images)
+    right = fg.compile(gradients, backend="reference")(*(fg.tensor(array.astype(np.float64)) for array in arrays))
+    for mine, exact in zip(made, right, strict=True):
+        wanted = np.asarray(exact.detach())
+        np.testing.assert_allclose(np.asarray(mine.detach()), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_batches_that_make_no_blocks_stay(batch):
     program = fused(batch)
