@@ -38,7 +38,10 @@ class FusionReport:
 
 @dataclass
 class FusionState:
-    """The work in hand. limit: how many pairs may merge (None: all that the rules allow); save_memory, without: as in `fuse`."""
+    """The work in hand. limit: how many pairs may merge (None: all that the rules allow); save_memory, without: as in `fuse`.
+
+    numbers: the last number that was given to a buffer of each name.
+    """
 
     graph: Graph
     merge: bool
@@ -50,6 +53,7 @@ class FusionState:
     outputs: list[str] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
     report: FusionReport = field(default_factory=FusionReport)
+    numbers: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> dict[Node, int]:

@@ -28,7 +28,10 @@ def _fresh(state: FusionState, name: str) -> str:
     name = _identifier(name)
     if name not in state.buffers:
         return name
-    return next(f"{name}_{n}" for n in range(1, 10**9) if f"{name}_{n}" not in state.buffers)
+    first = state.numbers.get(name, 1)  # smaller ones are taken
+    number = next(n for n in range(first, 10**9) if f"{name}_{n}" not in state.buffers)
+    state.numbers[name] = number
+    return f"{name}_{number}"
 
 
 def _add_buffer(state: FusionState, name: str, shape: tuple[int, ...], node: Node, role: str) -> str:
@@ -115,6 +118,7 @@ class _RootOrder:
         self.bit = {node: 1 << i for i, node in enumerate(graph.nodes)}
         self.readers: dict[Node, list[Node]] = {node: [] for node in graph.inputs}
         self.before: dict[Node, int] = {}
+        self.after: dict[Node, list[Node]] = {node: [] for node in roots}
         sources = {node: self.bit[node] for node in graph.inputs}
         for node in graph.nodes:
             if node.op == "input":
@@ -124,6 +128,9 @@ class _RootOrder:
                 read = [graph.nodes[i] for i in _members(sources[node])]
                 sources[node] = self.bit[node]
                 self.before[node] = _union(self.before[root] | self.bit[root] for root in read if root in roots)
+                for root in read:
+                    if root in roots:
+                        self.after[root].append(node)
                 for source in read:
                     if source in self.readers:
                         self.readers[source].append(node)
@@ -133,11 +140,20 @@ class _RootOrder:
         readers = [root for root in self.readers[old] if root is not new]
         if any(self.before[reader] & self.bit[new] for reader in readers):
             return False
-        added = _union(self.before[reader] | self.bit[reader] for reader in readers)
-        for root in self.before:
-            if root is new or self.before[root] & self.bit[new]:
-                self.before[root] |= added
+        for reader in readers:
+            self.after[reader].append(new)
+        self._grow(new, _union(self.before[reader] | self.bit[reader] for reader in readers))
         return True
+
+    def _grow(self, root: Node, added: int) -> None:
+        """`root`, and what comes after it, come after `added` too."""
+        stack = [(root, added)]
+        while stack:
+            root, added = stack.pop()
+            if added & ~self.before[root]:
+                self.before[root] |= added
+                reached = self.before[root] | self.bit[root]
+                stack += [(after, reached) for after in self.after[root]]
 
 
 def _union(sets: Iterable[int]) -> int:

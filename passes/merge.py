@@ -152,7 +152,7 @@ def merge_all(state: FusionState, groups: KernelGraph) -> KernelGraph:
             continue
         first, second = groups.groups[a], groups.groups[b]
         state.report.merges.append(Merge(_title(first), _title(second), nbytes, *joint_nodes(first, second)))
-        pairs.add(groups.replace(a, b, merged))
+        pairs.add(groups.replace(a, b, merged), a, b)
     state.report.refusals = sorted(
         (
             _refusal(rule, groups.groups[a], groups.groups[b], nbytes)

@@ -37,9 +37,12 @@ class Pairs:
         for number in kernels.groups:
             self._push(number)
 
-    def add(self, number: int) -> None:
-        """A merged kernel is there: it forms pairs of its own."""
+    def add(self, number: int, *gone: int) -> None:
+        """A merged kernel is there, instead of others: it forms pairs of its own."""
         self._read(number, self._kernels.groups[number])
+        for other in gone:
+            for name in self._known[other][0]:
+                self._readers[name].discard(other)
         self._push(number)
 
     def pop(self) -> tuple[int, int, str, int] | None:
@@ -75,10 +78,10 @@ class Pairs:
 
     def _vertical(self, number: int) -> Iterator[tuple[int, int, int]]:
         """Pairs of a producer and a consumer, one of which is `number`."""
-        alive, (reads, writes) = self._kernels.groups, self._known[number]
+        reads, writes = self._known[number]
         for name in writes:
             for other in self._readers.get(name, ()):
-                if other in alive and other != number and other in self._kernels.successors[number]:
+                if other in self._kernels.successors[number]:
                     yield number, other, 2 * self._buffers[name].nbytes
         for before in self._kernels.predecessors[number]:
             shared = self._known[before][1] & reads
@@ -87,7 +90,7 @@ class Pairs:
 
     def _readers_of(self, names: Iterable[str]) -> set[int]:
         """Kernels that read one of `names`."""
-        return {n for name in names for n in self._readers.get(name, ()) if n in self._kernels.groups}
+        return {number for name in names for number in self._readers[name]}
 
     def _by_common(self, number: int) -> set[int]:
         """Kernels that read nothing that `number` reads but what is common, and those that, like it, have no space."""
