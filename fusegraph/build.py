@@ -412,11 +412,12 @@ def compiled_step(artifact: Artifact, clock: str) -> tuple[Sequence[bytes], Step
 
 def _generate(artifact: Artifact) -> tuple[Sequence[bytes], StepLayout]:
     """Machine code and layout. The first parts of the IR are compiled while the others are written."""
+    from fusegraph.runtime import collector
     from fusegraph.runtime.compile_queue import CompileQueue
 
     seconds = artifact.seconds
     clock = time.perf_counter()
-    with CompileQueue() as queue:
+    with collector.resting(), CompileQueue() as queue:
         artifact.graph  # noqa: B018  (computed and kept)
         seconds["passes"], clock = time.perf_counter() - clock, time.perf_counter()
         program, _ = artifact.fused

@@ -189,10 +189,10 @@ def _match(a: Group, b: Group, reads: Sequence[tuple[Root, Load]]) -> dict[Axis,
 
 def _joined(a: Group, b: Group, rename: dict[Axis, Axis]) -> Group:
     mapping = {y: Index.of(x) for y, x in rename.items()}
-    moved = tuple(renamed(root, mapping) for root in b.roots)
     b_space = {rename.get(axis, axis) for axis in b.space}
     space = tuple(axis for axis in a.space if axis in b_space or axis.extent == 1)
     _check_axes("producer", a.roots, set(a.space) - set(space))
+    moved = tuple(renamed(root, mapping) for root in b.roots)  # after what refuses most pairs: it takes long
     _check_axes("consumer", moved, b_space - set(space))
     kind = "contract" if "contract" in (a.kind, b.kind) else "nest"
     joined = Group(_in_order((*a.roots, *moved)), space, kind)
