@@ -38,20 +38,10 @@ class StoredModule:
 
 
 @contextmanager
-def new_objects_only() -> Iterator[None]:
-    """Collections inside walk only through what is made inside: late in a run there are gigabytes of the tests before."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
 def emulated(cache: Any = None, clean: bool = True, **options: Any) -> Iterator[EmulatedDriver]:
     """The process has an emulated GPU. cache: folder of the disk cache (None: no cache). At the end nothing may be left on it."""
     driver = EmulatedDriver(**options)
-    with new_objects_only(), pytest.MonkeyPatch.context() as patch:  # nothing older can be on the new card
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fusegraph.runtime.cuda.plan.CudaModule", StoredModule)
         patch.setenv("FUSEGRAPH_CACHE_DIR" if cache else "FUSEGRAPH_CACHE_SIZE_MB", str(cache or 0))
         with using_driver(driver):

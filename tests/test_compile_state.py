@@ -130,7 +130,6 @@ def test_the_sign_of_zero_and_the_type_of_a_number_are_part_of_the_signature() -
     equal(g(one, 1), [2, 2])
 
 
-@pytest.mark.usefixtures("collects_little")
 def test_an_object_in_the_signature_is_never_taken_for_another_one() -> None:
     class Setting:
         def __init__(self, factor: float) -> None:

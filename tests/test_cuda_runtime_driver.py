@@ -13,7 +13,7 @@ import pytest
 from fusegraph.errors import DeviceError
 from fusegraph.runtime.cuda import using_driver
 from fusegraph.runtime.cuda.bindings import NvidiaDriver
-from tests.cuda_runtime_tools import StoredModule, Training, agree, batches, needs_wheels, new_objects_only
+from tests.cuda_runtime_tools import StoredModule, Training, agree, batches, needs_wheels
 from tests.emulated_driver import EmulatedDriver, Misuse
 
 pytestmark = needs_wheels
@@ -28,7 +28,7 @@ def bound(**options: Any) -> Iterator[tuple[NvidiaDriver, EmulatedDriver, Any]]:
     api = EmulatedBindings(emulated)
     driver = NvidiaDriver(api)
     driver.image_kind = "ptx"
-    with new_objects_only(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fusegraph.runtime.cuda.plan.CudaModule", StoredModule)
         patch.setenv("FUSEGRAPH_CACHE_SIZE_MB", "0")
         with using_driver(driver):

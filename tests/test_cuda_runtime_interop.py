@@ -207,7 +207,6 @@ def test_without_a_gpu_the_error_says_what_is_missing() -> None:
         DeviceArray(fg.tensor([1.0]))
 
 
-@pytest.mark.usefixtures("collects_little")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool"])
 def test_capsules_are_what_numpy_takes_and_gives(dtype: str) -> None:
     class Given:
@@ -231,7 +230,6 @@ def test_capsules_are_what_numpy_takes_and_gives(dtype: str) -> None:
     assert view.strides == values[:, ::2].strides
 
 
-@pytest.mark.usefixtures("collects_little")
 def test_a_capsule_that_nobody_takes_frees_what_it_holds_and_one_is_taken_once() -> None:
     values = np.ones(3)
     before = len(dlpack._given)

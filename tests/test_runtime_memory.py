@@ -125,7 +125,6 @@ def test_arena_is_zeroed_and_aligned(nbytes, align):
     assert view.shape == (nbytes,) and not view.any()
 
 
-@pytest.mark.usefixtures("collects_little")
 def test_arena_views_share_its_bytes_and_keep_it_alive():
     arena = Arena(4096)
     view = arena.view(64, (4, 8), np.float32)
