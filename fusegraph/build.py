@@ -20,8 +20,6 @@ from fusegraph.cache_key import cache_key
 from fusegraph.errors import CompilerError, OptionError
 from fusegraph.ir import interpret
 from fusegraph.ir.graph import Graph
-from fusegraph.ir.text import print_graph
-from fusegraph.memory_budget import bytes_of
 from fusegraph.records import dataclass, field, replace
 
 if TYPE_CHECKING:
@@ -72,7 +70,10 @@ class Options:
                 f"exact=True computes in float32 throughout, precision={self.precision!r} rounds what products read: "
                 "leave one of the two out"
             )
-        object.__setattr__(self, "memory_budget", bytes_of(self.memory_budget))
+        if self.memory_budget is not None:
+            from fusegraph.memory_budget import bytes_of
+
+            object.__setattr__(self, "memory_budget", bytes_of(self.memory_budget))
         if self.memory_budget is not None and self.backend == "reference":
             raise OptionError("memory_budget bounds the memory of compiled programs; backend='reference' has none")
         if self.autotune not in ("off", "on"):
@@ -453,4 +454,6 @@ def _layout(program: Program, step: StepCode) -> StepLayout:
 
 def text_without_locations(graph: Graph) -> str:
     """The text form without comments: equal for graphs that compute the same."""
+    from fusegraph.ir.text import print_graph
+
     return "\n".join(line.partition("  # ")[0] for line in print_graph(graph).splitlines())

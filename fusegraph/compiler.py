@@ -17,8 +17,6 @@ from fusegraph.build import Options, build
 from fusegraph.calls import run
 from fusegraph.donation import Taken, argument_numbers, matches, parts_given_away
 from fusegraph.errors import FusegraphError, OptionError
-from fusegraph.memory_budget import bytes_of
-from fusegraph.partition import Joint, split_joint
 from fusegraph.repeat import MADE, MISS, Repeat, no_repeat, now, repeat_of
 from fusegraph.signature import (
     Key,
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from fusegraph.inspect.explain import Explanation
     from fusegraph.inspect.profile import Profile
     from fusegraph.ir.graph import Graph
+    from fusegraph.partition import Joint
     from fusegraph.passes.pipeline_log import Origin
 
 __all__ = ["Compiled", "Version", "compile"]
@@ -118,8 +117,12 @@ def compile(
         raise OptionError(
             "autotune='on' times programs of a fixed size, dynamic=True makes others: leave one of the two out"
         )
+    if isinstance(memory_budget, str):
+        from fusegraph.memory_budget import bytes_of
+
+        memory_budget = bytes_of(memory_budget)
     options = Options(
-        backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, bytes_of(memory_budget), autotune
+        backend, fuse, exact, verify, tuple(disable), target, precision, fuse_limit, memory_budget, autotune
     )
     if function is None:
         return lambda decorated: Compiled(decorated, options, versions, dynamic, donated)
@@ -316,6 +319,8 @@ class Compiled:
         written = [inputs.index(node) for node, _ in assigned]
         backward, options, origin = None, self._options, None
         if joint is not None:
+            from fusegraph.partition import split_joint
+
             graph, joint, backward_graph = split_joint(graph, joint, self._options)
             origin, origin_of_backward = joint.origins or (None, None)
             options, options_of_backward = (self._options.changed(memory_budget=b) for b in joint.budgets)
@@ -356,6 +361,8 @@ class Compiled:
         if not roots or not autograd.is_grad_enabled():
             return None
         seeds = [trace.argument(f"grad_output_{i}", out.detach()) for i, out in roots]
+        from fusegraph.partition import Joint
+
         found, leaves = autograd.pull_back([out for _, out in roots], seeds, False)
         wanted = [s for s in symbols if isinstance(s, Tensor) and s.requires_grad] + [
             c.tensor for c in trace.captured.values() if c.tensor.requires_grad

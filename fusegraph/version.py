@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fusegraph.build import Artifact
-from fusegraph.partition import Joint
 from fusegraph.records import dataclass, field
 from fusegraph.repeat import now
 from fusegraph.signature import Key
 from fusegraph.tensor import Tensor
 from fusegraph.trace import Guard, configuration_version
+
+if TYPE_CHECKING:
+    from fusegraph.partition import Joint
 
 Array = np.ndarray[Any, Any]
 

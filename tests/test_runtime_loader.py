@@ -125,7 +125,7 @@ def test_each_load_has_variables_of_its_own(objects):
 
 
 def test_objects_give_the_same_as_through_llvms_linker(objects):
-    ours, theirs = object_loader.load_objects(objects, SYMBOLS), llvm._linked(objects, SYMBOLS)
+    ours, theirs = object_loader.load_objects(objects, SYMBOLS), llvm.linked(objects, SYMBOLS)
     for name in ("calls", "through_pointer"):
         for x in (0.1, 0.7, 1.6, 3.2):
             assert UNARY(ours.address(name))(x) == UNARY(theirs.address(name))(x)
@@ -346,9 +346,9 @@ if sys.platform == "linux":
 """
 
 
-def run_warm(folder: Path) -> list[str]:
+def run_warm(folder: Path, before: str = "") -> list[str]:
     environment = {**os.environ, "FUSEGRAPH_CACHE_DIR": str(folder)}
-    command = [sys.executable, "-c", WARM]
+    command = [sys.executable, "-c", before + WARM]
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
@@ -356,6 +356,14 @@ def test_a_second_process_needs_no_compiler_and_gives_the_same_bits(tmp_path):
     first = run_warm(tmp_path)
     assert "llvmlite" in first
     assert run_warm(tmp_path) == first[:3]  # also looks for pages that are writable and executable
+
+
+def test_on_another_machine_llvm_tells_the_host_and_links(tmp_path):
+    losses = run_warm(tmp_path)[:3]
+    elsewhere = "import os, types, numpy\nos.uname = lambda: types.SimpleNamespace(machine='another')\n"
+    for _ in range(2):  # entries are found there as well, under keys of their own
+        assert run_warm(tmp_path, elsewhere) == [*losses, "llvmlite"]
+    assert len(list(tmp_path.rglob("*.fgc"))) == 4  # a step and the launch code, twice
 
 
 def test_an_entry_of_the_cache_that_cannot_be_loaded_is_compiled_again(tmp_path):

@@ -22,8 +22,8 @@ import numpy as np
 from fusegraph.errors import CompilerError
 from fusegraph.ir.guard import Check, Guard
 from fusegraph.records import dataclass
-from fusegraph.runtime import llvm
 from fusegraph.runtime.memory import CACHE_LINE, Arena
+from fusegraph.runtime.object_loader import load
 from fusegraph.runtime.outputs import output_memory
 from fusegraph.runtime.pool import default_pool
 from fusegraph.runtime.threads_choice import ThreadChoice
@@ -129,7 +129,7 @@ class NativeStep:
         self, code: bytes | Sequence[bytes], layout: StepLayout, shapes: Sequence[tuple[int, ...]] | None = None
     ) -> None:
         self.layout, self._room = layout, 0
-        self.code = llvm.load(code, ("step",))
+        self.code = load(code, ("step",))
         self.arena = Arena(layout.arena_bytes)
         self.lock = threading.Lock()
         words = (ctypes.c_int64 * (TABLE_FIRST + len(layout.slots)))()

@@ -25,8 +25,21 @@ from typing import Any
 from fusegraph.errors import CompilerError
 from fusegraph.records import dataclass
 from fusegraph.runtime import object_loader
-from fusegraph.runtime.elf import UnknownObject
-from fusegraph.runtime.object_loader import LoadedCode
+from fusegraph.runtime.object_loader import LoadedCode, load
+
+__all__ = [
+    "CompileTimes",
+    "LoadedCode",
+    "Target",
+    "assembly",
+    "compile_ir",
+    "linked",
+    "load",
+    "optimized_ir",
+    "prepare",
+    "target",
+    "vector_bits",
+]
 
 _library_number = itertools.count()
 _starting = threading.RLock()  # what is made once for the process is made by one thread
@@ -125,25 +138,8 @@ def prepare() -> None:
             _jit()
 
 
-def load(code: bytes | Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
-    """Link an object, or several that know each other's symbols, into the process and look up `symbols`.
-
-    libm and libc resolve from the process. Raises CompilerError if an object is not one for this host, or a symbol is
-    missing or undefined.
-    """
-    objects = [code] if isinstance(code, bytes) else code
-    try:
-        if object_loader.supported():
-            with contextlib.suppress(UnknownObject):
-                return object_loader.load_objects(objects, symbols)
-        return _linked(objects, symbols)
-    except (CompilerError, RuntimeError) as error:
-        size = sum(map(len, objects))
-        raise CompilerError(f"cannot load object code ({size} bytes, symbols {list(symbols)}): {error}") from error
-
-
-def _linked(objects: Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
-    """The same by LLVM's linker. Raises RuntimeError."""
+def linked(objects: Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
+    """Link objects by LLVM's linker, and look up `symbols`. Raises RuntimeError. `load` calls this where it has to."""
     llvm = _binding()
     builder = llvm.JITLibraryBuilder().add_current_process()
     for image in objects:

@@ -1,7 +1,7 @@
 """Object code into memory without LLVM: ELF objects for x86-64 on Linux.
 
 What a process does with a step from the disk cache is to load it; LLVM's library alone takes longer to import than that whole
-process should, and 40 MB. `runtime.llvm.load` calls this first, and LLVM's own linker for what is not known here.
+process should, and 40 MB. `load` calls LLVM's own linker for what is not known here.
 
 All objects of a step lie in one piece of memory, so that they reach each other with 32 bits:
 
@@ -13,6 +13,7 @@ what stands in the table.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -77,6 +78,25 @@ class LoadedCode:
 def supported() -> bool:
     """Whether objects for this process are of the kind that is loaded here."""
     return sys.platform.startswith("linux") and os.uname().machine == "x86_64" and sys.maxsize > 1 << 32
+
+
+def load(code: bytes | Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:
+    """Link an object, or several that know each other's symbols, into the process and look up `symbols`.
+
+    libm and libc resolve from the process. Raises CompilerError if an object is not one for this host, or a symbol is
+    missing or undefined.
+    """
+    objects = [code] if isinstance(code, bytes) else code
+    try:
+        if supported():
+            with contextlib.suppress(UnknownObject):
+                return load_objects(objects, symbols)
+        from fusegraph.runtime import llvm
+
+        return llvm.linked(objects, symbols)
+    except (CompilerError, RuntimeError) as error:
+        size = sum(map(len, objects))
+        raise CompilerError(f"cannot load object code ({size} bytes, symbols {list(symbols)}): {error}") from error
 
 
 def load_objects(objects: Sequence[bytes], symbols: Sequence[str]) -> LoadedCode:

@@ -19,10 +19,11 @@ from functools import lru_cache
 from typing import Any
 
 from fusegraph.errors import CompilerError, FusegraphError
-from fusegraph.runtime import llvm, spmd_ir
+from fusegraph.runtime import spmd_ir
 from fusegraph.runtime.cache import DiskCache
 from fusegraph.runtime.host import arch
 from fusegraph.runtime.memory import Arena
+from fusegraph.runtime.object_loader import LoadedCode, load
 from fusegraph.runtime.platform_ir import Parker, parkers
 from fusegraph.runtime.threads import available_cores, check_threads
 
@@ -34,7 +35,7 @@ _LAUNCH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _INIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-_loaded: dict[str, llvm.LoadedCode] = {}  # by IR text; never unloaded: worker threads run it
+_loaded: dict[str, LoadedCode] = {}  # by IR text; never unloaded: worker threads run it
 
 
 class _Job(ctypes.Structure):
@@ -161,7 +162,7 @@ class Pool:
 _pools: set[Pool] = set()  # those with workers that the end of the process has to stop
 
 
-def _work(code: llvm.LoadedCode, control: Arena, tid: int) -> None:
+def _work(code: LoadedCode, control: Arena, tid: int) -> None:
     """A worker thread's whole life. It holds the code and the control block that it runs on."""
     _WORKER(code.address("fg_worker"))(control.address, tid)
 
@@ -206,7 +207,7 @@ def barrier_declares() -> tuple[str, ...]:
     return default_parker().symbols
 
 
-def _launch_code(parker: Parker, cache: DiskCache) -> llvm.LoadedCode:
+def _launch_code(parker: Parker, cache: DiskCache) -> LoadedCode:
     text = spmd_ir.launch_text(arch(), parker)
     if text not in _loaded:
         _loaded.setdefault(text, _load_launch(text, cache))
@@ -218,12 +219,14 @@ def prepare() -> None:
     _launch_code(default_parker(), DiskCache())
 
 
-def _load_launch(text: str, cache: DiskCache) -> llvm.LoadedCode:
+def _load_launch(text: str, cache: DiskCache) -> LoadedCode:
     key = cache.key("pool", text)
     entry = cache.get(key)
     if entry is not None:
         with contextlib.suppress(CompilerError, KeyError):
-            return llvm.load(entry["object"], spmd_ir.LAUNCH_SYMBOLS)
+            return load(entry["object"], spmd_ir.LAUNCH_SYMBOLS)
+    from fusegraph.runtime import llvm  # a warm start does not need it
+
     code = llvm.compile_ir(text)
     cache.put(key, {"object": code})
-    return llvm.load(code, spmd_ir.LAUNCH_SYMBOLS)
+    return load(code, spmd_ir.LAUNCH_SYMBOLS)
