@@ -27,7 +27,7 @@ from fusegraph.records import dataclass
 
 _MOST_BLOCKS = 256
 _LEAST_BLOCKS = 16  # so that a few threads can share them evenly
-_BLOCK_BYTES = 51200 << 10  # of everything that a block touches: about what a second-level cache holds
+_BLOCK_BYTES = 512 << 10  # of everything that a block touches: about what a second-level cache holds
 _LEAST_GAIN = 1 << 20  # bytes that several kernels touch; less than this is in a cache anyway
 _MOST_OWN_BYTES = 256 << 10  # of a buffer's block in a workspace
 
