@@ -24,6 +24,9 @@ __all__ = ["RowBands", "find_row_bands"]
 _BANDS = 4  # each is code of its own
 _LEAST_ROWS = 16  # of a band: two vectors of columns
 _LEAST_COLUMNS = 32
+_LEAST_ELEMENTS = (
+    1 << 15
+)  # of the loop: with fewer, the code for the bands takes longer to compile than it will ever save
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def find_row_bands(loop: Loop, program: Program) -> RowBands | None:
     outer = math.prod(axis.extent for axis in loop.space[: loop.space.index(row)])
     columns = {axis.extent for stage in loop.stages for axis in inner_axes(stage)}
     pays = row.extent >= 2 * _LEAST_ROWS and max(columns) >= _LEAST_COLUMNS and outer > 1 and len(columns) == 1
+    pays = pays and outer * row.extent * max(columns) >= _LEAST_ELEMENTS
     return RowBands(row, offset, outer) if pays and offset >= 0 else None
 
 
