@@ -24,9 +24,7 @@ __all__ = ["RowBands", "find_row_bands"]
 _BANDS = 4  # each is code of its own
 _LEAST_ROWS = 16  # of a band: two vectors of columns
 _LEAST_COLUMNS = 32
-_LEAST_ELEMENTS = (
-    1 << 15
-)  # of the loop: with fewer, the code for the bands takes longer to compile than it will ever save
+_LEAST_ELEMENTS = 1 << 15  # of the loop: with fewer, the code for the bands costs more to compile than it saves
 
 
 @dataclass(frozen=True)
