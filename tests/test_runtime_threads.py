@@ -64,6 +64,9 @@ class FakeStep:
     """A bound step on a clock of its own: seconds by thread count, counts of the calls."""
 
     def __init__(self, monkeypatch, seconds: dict[int, float]) -> None:
+        monkeypatch.setattr(
+            threads_choice, "MOST_BLOCK", 3
+        )  # short blocks, so that the numbers of calls below are small
         self.seconds, self.now, self.calls = seconds, 0.0, []
         monkeypatch.setattr(threads_choice.time, "perf_counter", lambda: self.now)
 
@@ -176,6 +179,19 @@ def test_a_machine_that_is_never_calm_costs_twice_as_much(four_cores, monkeypatc
         step.seconds = _at(float(rng.uniform(0.5, 2.0)), {4: 1e-4, 1: 2e-4})
         tried += _run(choice, step, 20).count(1)
     assert choice.threads == 4 and tried <= 0.025 * 10_000
+
+
+def test_the_first_calls_with_another_count_do_not_count(four_cores, monkeypatch):
+    """They wait for what the weights' last writer has in its cache: four calls with four threads are slow, and then fast."""
+    step = FakeStep(monkeypatch, {1: 1.5e-4, 4: 1e-4})
+    monkeypatch.setattr(threads_choice, "MOST_BLOCK", 12)
+    choice, same = ThreadChoice(step), 0
+    for _ in range(3000):
+        before = step.calls[-1] if step.calls else 4
+        same = same + 1 if step.calls[-2:] == [before, before] else 0
+        step.seconds[4] = 3e-4 if before != 4 or same < 4 else 1e-4
+        choice.call(99)
+    assert choice.threads == 4 and step.calls.count(1) < 400
 
 
 def test_slow_calls_now_and_then_change_nothing(four_cores, monkeypatch):

@@ -26,8 +26,9 @@ WARM_UP = 2  # calls before the first trial: page faults, cold caches
 ROUNDS, LOST_ROUNDS = 8, 1  # of a trial that changes the count; how many of them the rival may lose
 CLEAR_ROUNDS, CLEAR_LEAD = 3, 2.0  # so many are enough for such a lead: trials of long steps are expensive
 MARGIN = 0.95  # the kept count is left only for one that takes less than this share of its time
-SHORT = 2e-3  # seconds: shorter steps are called BLOCK times in a row, and the first call is not counted,
+SHORT = 2e-3  # seconds: shorter steps are called several times in a row, about as long; the first half does not count,
 BLOCK = 3  # because it may have to wake parked workers (50 us), and finds its data in another core's cache
+MOST_BLOCK = 12
 SHARE = 0.01  # of the time, for trials and samples each
 FIRST_GAP, LEAST_GAP = 16, 64  # calls from a change to the first trial; between trials that cost nothing
 ROUND_SECONDS = 10e-6  # what a round costs beside the calls: clocks, comparing
@@ -126,11 +127,11 @@ class ThreadChoice:
     def _add_to_trial(self, count: int, seconds: float) -> None:
         block = self._block
         block.append(seconds)
-        if len(block) < BLOCK and min(block) < SHORT:
+        if len(block) < _block(min(block)):
             return
         if count not in self._times:  # another Python thread has begun a trial with another limit
             return
-        counted = block[1:] if len(block) == BLOCK else block[-1:]
+        counted = block[len(block) // 2 :]
         self._times[count] += counted
         self._block = []
         if count == self._kept:
@@ -157,7 +158,7 @@ class ThreadChoice:
         if changed:
             self._kept, self._backoff = self._rival, FIRST_GAP
         self._tried, self._in_trial = True, False
-        calls = 1 if kept >= SHORT else BLOCK
+        calls = _block(kept)
         lost = max(rival - kept, 0.0) * calls + ROUND_SECONDS  # by a trial that changes nothing
         self._affordable = max(int(lost / SHARE / kept), LEAST_GAP)
         self._until_trial = min(self._backoff, self._affordable)
@@ -190,6 +191,11 @@ class ThreadChoice:
         fastest = min(self._recent)
         self._recent = []
         return not self._reference / DRIFT <= fastest <= self._reference * DRIFT
+
+
+def _block(seconds: float) -> int:
+    """Calls in a row of a step that takes so long."""
+    return 1 if seconds >= SHORT else max(BLOCK, min(int(SHORT / max(seconds, 1e-9)), MOST_BLOCK))
 
 
 def _lower_quartile(times: list[float]) -> float:
