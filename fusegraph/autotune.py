@@ -36,10 +36,7 @@ NOT_FUSION = ("rereads", "blocks", "stretches")  # choices that leave the kernel
 WARM_UP = 2  # calls of each program before the first round
 ROUNDS = 7
 BLOCK = 3  # calls of a program in a round; the first is not counted: what it needs has been evicted by the others
-HOPELESS, HOPELESS_ROUNDS = (
-    1.5,
-    2,
-)  # a program that takes so much longer than the fastest after so many rounds is left out
+HOPELESS, HOPELESS_ROUNDS = 1.5, 2  # a program that takes so much longer than the fastest, after so many rounds, is out
 MARGIN = 0.97  # the default is left only for a program that takes less than this share of its time
 
 

@@ -16,6 +16,7 @@ from fusegraph.errors import IndexRangeError, OptionError
 from fusegraph.ir.loops_text import print_program
 from fusegraph.passes.choices import CHOICES
 from fusegraph.runtime import threads
+from tests.compile_tools import training_step
 
 CALLS = 320  # enough for every trial here
 
@@ -40,14 +41,7 @@ def _training(**options: Any) -> tuple[Callable[..., Any], Callable[[], list[np.
     model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
     optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
-    @fg.compile(**options)
-    def step(x: Any, y: Any) -> Any:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = fg.compile(training_step(model, optimizer), **options)
     return step, lambda: [np.array(value.detach()) for value in model.state_dict().values()]
 
 

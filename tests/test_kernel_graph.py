@@ -16,6 +16,7 @@ from fusegraph.build import Artifact
 from fusegraph.passes import merge_pairs, run_pipeline
 from fusegraph.passes.fuse import fuse
 from fusegraph.passes.merge import KernelGraph
+from tests.compile_tools import training_step
 from tests.random_graphs import random_graph
 
 
@@ -115,13 +116,6 @@ def _trained(layers: int) -> Artifact:
     model = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(16, 16), nn.ReLU())))
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    @fg.compile(backend="reference")
-    def step(x, y):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = fg.compile(training_step(model, optimizer), backend="reference")
     step(fg.ones(4, 16), fg.tensor([0, 1, 2, 3]))
     return step._last.artifact
